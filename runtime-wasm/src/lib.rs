@@ -1,0 +1,1 @@
+//! The browser runtime (under construction).
