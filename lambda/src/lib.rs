@@ -1,1 +1,6 @@
 //! The HTTP API (under construction).
+#![deny(unsafe_code)]
+
+mod mapped;
+
+pub use mapped::mapped_file;
