@@ -1,0 +1,2 @@
+//! Training through Burn.
+use burn as _;
