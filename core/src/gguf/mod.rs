@@ -2,94 +2,19 @@
 //!
 //! [`Header::parse`] needs only the beginning of a file, so that a browser can plan its buffers while the rest is
 //! still on the way; [`Gguf`] is a header and the whole file, and lends tensors without copying them.
-//! Hostile bytes give a [`GgufError`] with the place, never a panic and never an allocation beyond the input's size.
+//! Hostile bytes give a [`GgufError`] with the place, never a panic and never an allocation out of proportion to
+//! the input's size.
 
-use crate::quant::DType;
+mod error;
+mod read;
+mod value;
+
+pub use error::GgufError;
+pub use value::{Array, Metadata, StringArray, Value};
+
+use crate::quant::{self, DType};
 use bytes::Bytes;
 use std::ops::Range;
-
-/// A metadata value.
-#[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "the variants are GGUF's own value types")]
-pub enum Value {
-    U8(u8),
-    I8(i8),
-    U16(u16),
-    I16(i16),
-    U32(u32),
-    I32(i32),
-    F32(f32),
-    Bool(bool),
-    String(String),
-    U64(u64),
-    I64(i64),
-    F64(f64),
-    Array(Array),
-}
-
-/// A metadata array: one variant per element type, so that a vocabulary costs no enum a word.
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-#[allow(missing_docs, reason = "the variants are GGUF's own value types")]
-pub enum Array {
-    U8(Vec<u8>),
-    I8(Vec<i8>),
-    U16(Vec<u16>),
-    I16(Vec<i16>),
-    U32(Vec<u32>),
-    I32(Vec<i32>),
-    F32(Vec<f32>),
-    Bool(Vec<bool>),
-    String(Vec<String>),
-    U64(Vec<u64>),
-    I64(Vec<i64>),
-    F64(Vec<f64>),
-}
-
-/// Key-value pairs in file order.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Metadata {
-    entries: Vec<(String, Value)>,
-}
-
-impl Metadata {
-    /// The value under `key`.
-    pub fn get(&self, _key: &str) -> Option<&Value> {
-        todo!()
-    }
-    /// Sets `key`, replacing what stood there.
-    pub fn set(&mut self, _key: impl Into<String>, _value: Value) {
-        todo!()
-    }
-    /// Removes `key`.
-    pub fn remove(&mut self, _key: &str) -> Option<Value> {
-        todo!()
-    }
-    /// All pairs in file order.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
-        self.entries.iter().map(|(k, v)| (k.as_str(), v))
-    }
-    /// A string, when the key holds one.
-    pub fn str(&self, _key: &str) -> Option<&str> {
-        todo!()
-    }
-    /// Any integer type that fits, as u64.
-    pub fn u64(&self, _key: &str) -> Option<u64> {
-        todo!()
-    }
-    /// A float of either width (or an integer), as f64.
-    pub fn f64(&self, _key: &str) -> Option<f64> {
-        todo!()
-    }
-    /// A bool.
-    pub fn bool(&self, _key: &str) -> Option<bool> {
-        todo!()
-    }
-    /// An array of strings.
-    pub fn strings(&self, _key: &str) -> Option<&[String]> {
-        todo!()
-    }
-}
 
 /// Where a tensor lies and what it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,12 +50,12 @@ impl Header {
     /// # Errors
     /// [`GgufError::Incomplete`] when the bytes end before the header does: call again with more.
     /// Anything else is final.
-    pub fn parse(_prefix: &[u8]) -> Result<Self, GgufError> {
-        todo!()
+    pub fn parse(prefix: &[u8]) -> Result<Self, GgufError> {
+        read::header(prefix)
     }
     /// The tensor of this name.
-    pub fn tensor(&self, _name: &str) -> Option<&TensorInfo> {
-        todo!()
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.tensors.iter().find(|info| info.name == name)
     }
     /// The bytes of a tensor within the file.
     pub fn file_range(&self, info: &TensorInfo) -> Range<u64> {
@@ -139,7 +64,8 @@ impl Header {
     }
     /// The size that the whole file must have at least.
     pub fn file_len_bytes(&self) -> u64 {
-        todo!()
+        let ends = self.tensors.iter().map(|info| self.file_range(info).end);
+        ends.max().unwrap_or(self.data_offset_bytes)
     }
 }
 
@@ -155,8 +81,18 @@ impl Gguf {
     ///
     /// # Errors
     /// When the header is broken or a tensor lies outside the file.
-    pub fn parse(_bytes: Bytes) -> Result<Self, GgufError> {
-        todo!()
+    pub fn parse(bytes: Bytes) -> Result<Self, GgufError> {
+        let have = bytes.len() as u64;
+        let header = Header::parse(&bytes).map_err(|error| match error {
+            GgufError::Incomplete { have, need } => GgufError::Truncated { have, need },
+            other => other,
+        })?;
+        let need = header.file_len_bytes();
+        // A file without tensors (a vocabulary) may end before the padding of its header does.
+        if have < need && !header.tensors.is_empty() {
+            return Err(GgufError::Truncated { have, need });
+        }
+        Ok(Self { header, bytes })
     }
     /// The header.
     pub fn header(&self) -> &Header {
@@ -166,32 +102,22 @@ impl Gguf {
     ///
     /// # Errors
     /// [`GgufError::MissingTensor`].
-    pub fn tensor(&self, _name: &str) -> Result<(&TensorInfo, Bytes), GgufError> {
-        todo!()
+    pub fn tensor(&self, name: &str) -> Result<(&TensorInfo, Bytes), GgufError> {
+        let missing = || GgufError::MissingTensor(name.to_owned());
+        let info = self.header.tensor(name).ok_or_else(missing)?;
+        let Range { start, end } = self.header.file_range(info);
+        // `parse` has checked that the range lies within the bytes, so both ends fit usize.
+        Ok((info, self.bytes.slice(start as usize..end as usize)))
     }
     /// A tensor's values as f32, in file order.
     ///
     /// # Errors
     /// [`GgufError::MissingTensor`].
-    pub fn tensor_f32(&self, _name: &str) -> Result<Vec<f32>, GgufError> {
-        todo!()
+    pub fn tensor_f32(&self, name: &str) -> Result<Vec<f32>, GgufError> {
+        let (info, bytes) = self.tensor(name)?;
+        let n_blocks = bytes.len() / info.dtype.block_bytes();
+        let mut values = vec![0.0; n_blocks * info.dtype.block_len()];
+        quant::dequantize(info.dtype, &bytes, &mut values);
+        Ok(values)
     }
-}
-
-/// What can be wrong with a file.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum GgufError {
-    /// The bytes end within the header.
-    #[error("the GGUF header is not complete: {have} bytes are there, at least {need} are needed")]
-    Incomplete {
-        /// Bytes given.
-        have: u64,
-        /// Bytes that are needed at least.
-        need: u64,
-    },
-    /// No tensor of this name.
-    #[error("the file has no tensor `{0}`")]
-    MissingTensor(String),
-    // … the owner of this module adds one documented variant for each defect
 }

@@ -1,0 +1,153 @@
+//! One variant for each defect a file can have.
+
+/// What can be wrong with a file.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum GgufError {
+    /// The bytes end within the header.
+    #[error("the GGUF header is not complete: {have} bytes are there, at least {need} are needed")]
+    Incomplete {
+        /// Bytes given.
+        have: u64,
+        /// Bytes that are needed at least.
+        need: u64,
+    },
+    /// A whole file ends before its header or its last tensor does.
+    #[error(
+        "the file is truncated: it has {have} bytes and needs at least {need}; download or export it again"
+    )]
+    Truncated {
+        /// Bytes of the file.
+        have: u64,
+        /// Bytes that are needed at least.
+        need: u64,
+    },
+    /// The file does not begin with `GGUF`.
+    #[error("this is not a GGUF file: it begins with {found}")]
+    NotGguf {
+        /// What it looks like instead.
+        found: String,
+    },
+    /// A version we do not read.
+    #[error(
+        "GGUF version {0} is not supported, this build reads versions 2 and 3; convert the model again with a current tool"
+    )]
+    Version(u32),
+    /// Version 3 allows big-endian files.
+    #[error("the GGUF file is big-endian (version {0}), this build reads little-endian files")]
+    BigEndian(u32),
+    /// A count or length that no real file has.
+    #[error("{what} is {value} at byte {offset}, the limit is {limit}: the file is corrupt")]
+    TooLarge {
+        /// What is counted.
+        what: String,
+        /// The number in the file.
+        value: u64,
+        /// What we accept.
+        limit: u64,
+        /// Where in the file.
+        offset: u64,
+    },
+    /// A string is no UTF-8.
+    #[error("{what} is no valid UTF-8 (the string at byte {offset})")]
+    NotUtf8 {
+        /// Which string.
+        what: String,
+        /// Where its bytes begin in the file.
+        offset: u64,
+    },
+    /// A value type that GGUF does not define.
+    #[error("metadata key `{key}` has the unknown value type {type_id} (byte {offset})")]
+    UnknownValueType {
+        /// The key.
+        key: String,
+        /// The number in the file.
+        type_id: u32,
+        /// Where in the file.
+        offset: u64,
+    },
+    /// An array of arrays: GGUF allows it, no model uses it, and it would let a file nest without end.
+    #[error("metadata key `{key}` is an array of arrays, which is not supported")]
+    NestedArray {
+        /// The key.
+        key: String,
+    },
+    /// A bool that is neither 0 nor 1.
+    #[error("metadata key `{key}` holds the byte {value} where a bool (0 or 1) must be")]
+    BadBool {
+        /// The key.
+        key: String,
+        /// The byte.
+        value: u8,
+    },
+    /// A key stands twice.
+    #[error("metadata key `{0}` stands twice in the file")]
+    DuplicateKey(String),
+    /// A tensor name stands twice.
+    #[error("tensor `{0}` stands twice in the file")]
+    DuplicateTensor(String),
+    /// `general.alignment` is no power of two.
+    #[error("`general.alignment` is {0}, it must be a power of two up to 2^20")]
+    BadAlignment(String),
+    /// A tensor without axes, or with more than ggml knows.
+    #[error("tensor `{tensor}` has {n_axes} axes, it must have 1 to 4")]
+    BadAxes {
+        /// The tensor.
+        tensor: String,
+        /// The number in the file.
+        n_axes: u32,
+    },
+    /// A shape that cannot be.
+    #[error("tensor `{tensor}` has the shape {shape:?}: {reason}")]
+    BadShape {
+        /// The tensor.
+        tensor: String,
+        /// The shape in GGUF's order.
+        shape: Vec<u64>,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// An element type we do not read.
+    #[error(
+        "tensor `{tensor}` has the type {type_name}, which this build does not support; use a file in q8_0, q4_0, q4_1, f16, bf16 or f32"
+    )]
+    UnsupportedType {
+        /// The tensor.
+        tensor: String,
+        /// ggml's name for it, or its number.
+        type_name: String,
+    },
+    /// A tensor does not begin at a multiple of the alignment.
+    #[error(
+        "tensor `{tensor}` begins at offset {offset}, which is no multiple of the alignment {alignment}"
+    )]
+    Misaligned {
+        /// The tensor.
+        tensor: String,
+        /// Its offset in the data section.
+        offset: u64,
+        /// The file's alignment.
+        alignment: u64,
+    },
+    /// A tensor's end is beyond what a file can have.
+    #[error("tensor `{tensor}` ends beyond any possible file (offset {offset}, {len} bytes)")]
+    OutOfRange {
+        /// The tensor.
+        tensor: String,
+        /// Its offset in the data section.
+        offset: u64,
+        /// Its size in bytes.
+        len: u64,
+    },
+    /// Two tensors share bytes.
+    #[error("tensors `{first}` and `{second}` overlap")]
+    Overlap {
+        /// The one that begins first.
+        first: String,
+        /// The other.
+        second: String,
+    },
+    /// No tensor of this name.
+    #[error("the file has no tensor `{0}`")]
+    MissingTensor(String),
+}

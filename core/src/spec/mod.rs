@@ -1,0 +1,111 @@
+//! A model's architecture as data, and the one table of tensor names.
+//!
+//! Three engines read a [`ModelSpec`]: Burn modules in the trainer, the CPU engine here, and the WebGPU engine.
+//! A new family is a new row in [`ModelSpec::from_header`] and in [`tensor_table`], not a new engine.
+
+mod error;
+mod gguf;
+mod table;
+mod validate;
+
+pub use error::SpecError;
+pub use gguf::ROPE_FREQS;
+pub use table::{HfLayout, Role, TensorEntry, tensor_table};
+
+/// Which family of names and defaults a model follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Family {
+    /// GPT-2: LayerNorm, learned positions, GELU, biases, fused QKV, tied embedding.
+    Gpt2,
+    /// Llama: RMSNorm, RoPE, SwiGLU, grouped-query heads.
+    Llama,
+}
+
+/// Normalisation before attention, before the MLP, and before the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norm {
+    /// Mean and variance, with weight and bias.
+    LayerNorm,
+    /// Root mean square, with weight only.
+    RmsNorm,
+}
+
+/// How a position enters the computation.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Position {
+    /// A learned vector a position, added to the token embedding.
+    Learned,
+    /// Rotary embedding of q and k.
+    Rope {
+        /// Frequency base: `theta_i = base^(-2i/dim)`.
+        base: f32,
+        /// Rotated dimensions of a head (`head_dim` for Llama).
+        dim: usize,
+        /// Divisor for each frequency (Llama 3's `rope_freqs.weight`, or a constant for linear scaling); empty means 1.
+        /// [dim / 2]
+        ///
+        /// Zeros are a placeholder of [`ModelSpec::from_header`]: the file keeps the divisors in a tensor, see
+        /// [`ModelSpec::set_rope_freqs`].
+        freq_factors: Vec<f32>,
+    },
+}
+
+/// The MLP's activation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mlp {
+    /// `down(gelu_tanh(up(x)))`.
+    Gelu,
+    /// `down(silu(gate(x)) * up(x))`.
+    SwiGlu,
+}
+
+/// An architecture as data.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSpec {
+    /// Family of tensor names.
+    pub family: Family,
+    /// Transformer blocks.
+    pub n_layer: usize,
+    /// Query heads (H).
+    pub n_head: usize,
+    /// Key and value heads.
+    pub n_kv_head: usize,
+    /// Width of a head (D).
+    pub head_dim: usize,
+    /// Width of the residual stream (C).
+    pub n_embd: usize,
+    /// Inner width of the MLP.
+    pub n_ff: usize,
+    /// Positions the model was made for.
+    pub n_ctx: usize,
+    /// Tokens (V).
+    pub vocab_size: usize,
+    /// Normalisation.
+    pub norm: Norm,
+    /// Epsilon of the normalisation.
+    pub norm_eps: f32,
+    /// Positions.
+    pub position: Position,
+    /// MLP.
+    pub mlp: Mlp,
+    /// Whether the linear layers have biases.
+    pub bias: bool,
+    /// Whether the output matrix is the token embedding.
+    pub tied_embedding: bool,
+}
+
+impl ModelSpec {
+    /// Reads a Hugging Face `config.json`.
+    ///
+    /// # Errors
+    /// [`SpecError`] naming the key.
+    pub fn from_hf_config(_config: &serde_json::Value) -> Result<Self, SpecError> {
+        todo!()
+    }
+    /// The `config.json` that transformers reads.
+    pub fn to_hf_config(&self) -> serde_json::Value {
+        todo!()
+    }
+}
