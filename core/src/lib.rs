@@ -13,6 +13,6 @@ pub mod model;
 pub mod quant;
 pub mod sampler;
 pub mod spec;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tokenizer;

@@ -1,10 +1,203 @@
 //! Tiny random models built in memory, for the tests of the crates above (feature `testing`).
 
-use crate::{quant::DType, spec::Family};
+use crate::{
+    gguf::{Layout, Metadata, StringArray, TensorDecl},
+    quant::{self, DType},
+    spec::{Family, Mlp, ModelSpec, Norm, Position, Role, TensorEntry, tensor_table},
+};
+
+/// The template that most small models use.
+pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+/// The last ids of the vocabulary.
+const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+
+/// Pairs in the order of their ranks; each makes one more token.
+const MERGES: [&str; 40] = [
+    "Ġ t", "h e", "Ġ a", "i n", "r e", "o n", "Ġt he", "e r", "Ġ s", "a t", "n d", "Ġ w", "o u",
+    "i t", "i s", "Ġ o", "e n", "Ġ h", "o r", "Ġ b", "e s", "in g", "Ġ f", "Ġa nd", "e d", "Ġ m",
+    "Ġo f", "Ġ p", "a n", "a r", "Ġ c", "Ġt o", "Ġ in", "l l", "Ġ d", "a l", "l e", "Ġ l", "t h",
+    "Ġ g",
+];
 
 /// A complete GGUF file of a tiny model with random weights: 2 layers, 64 wide, 4 heads (2 for k and v in Llama),
 /// context 128, byte-level tokenizer of about 300 ids with `<|im_start|>`, `<|im_end|>` and `<|endoftext|>`,
 /// a ChatML template; matrices in `dtype`. The same seed gives the same bytes.
-pub fn tiny_model(_family: Family, _dtype: DType, _seed: u64) -> Vec<u8> {
-    todo!()
+///
+/// GPT-2 ties the output to the embedding, Llama has an output matrix. The special tokens' rows there are small,
+/// so that greedy decoding never picks them and a generation runs as long as it may.
+pub fn tiny_model(family: Family, dtype: DType, seed: u64) -> Vec<u8> {
+    let spec = tiny_spec(family);
+    let mut metadata = spec.to_metadata();
+    metadata.set("general.name", format!("tiny-{}", family.name()));
+    metadata.extend(tiny_tokenizer(family));
+    metadata.set("tokenizer.chat_template", CHATML);
+
+    let table = tensor_table(&spec);
+    let stored = |entry: &TensorEntry| if entry.quantizable { dtype } else { DType::F32 };
+    let decls = table.iter().map(|entry| TensorDecl {
+        name: entry.gguf.clone(),
+        dtype: stored(entry),
+        shape: entry.shape.clone(),
+    });
+    let layout = Layout::new(metadata, decls).expect("a layout of ours is valid");
+    let mut rng = SplitMix64(seed);
+    let mut writer = layout.write_to(Vec::new()).expect("a Vec takes all bytes");
+    for entry in &table {
+        let mut bytes = Vec::new();
+        quant::quantize(stored(entry), &weights(entry, &mut rng), &mut bytes);
+        writer
+            .write_tensor(&entry.gguf, &bytes)
+            .expect("tensors come in the table's order");
+    }
+    writer.finish().expect("all tensors came")
+}
+
+/// The architecture of [`tiny_model`].
+pub fn tiny_spec(family: Family) -> ModelSpec {
+    let llama = family == Family::Llama;
+    let rope = Position::Rope {
+        base: 10_000.0,
+        dim: 16,
+        freq_factors: Vec::new(),
+    };
+    ModelSpec {
+        family,
+        n_layer: 2,
+        n_head: 4,
+        n_kv_head: if llama { 2 } else { 4 },
+        head_dim: 16,
+        n_embd: 64,
+        n_ff: if llama { 160 } else { 256 },
+        n_ctx: 128,
+        vocab_size: 256 + MERGES.len() + SPECIAL.len(),
+        norm: if llama {
+            Norm::RmsNorm
+        } else {
+            Norm::LayerNorm
+        },
+        norm_eps: 1e-5,
+        position: if llama { rope } else { Position::Learned },
+        mlp: if llama { Mlp::SwiGlu } else { Mlp::Gelu },
+        bias: !llama,
+        tied_embedding: !llama,
+    }
+}
+
+/// The `tokenizer.*` keys of [`tiny_model`], as llama.cpp's converter writes them.
+pub fn tiny_tokenizer(family: Family) -> Metadata {
+    let mut tokens: Vec<String> = byte_alphabet().iter().map(char::to_string).collect();
+    tokens.extend(MERGES.iter().map(|pair| pair.replace(' ', "")));
+    let n_normal = tokens.len();
+    tokens.extend(SPECIAL.iter().map(ToString::to_string));
+    // 1 is a normal token, 3 a control token (llama.cpp's `llama_token_type`).
+    let types: Vec<i32> = (0..tokens.len())
+        .map(|id| if id < n_normal { 1 } else { 3 })
+        .collect();
+    let (end_of_text, im_end) = (n_normal as u32, n_normal as u32 + 2);
+    let llama = family == Family::Llama;
+
+    let mut metadata = Metadata::new();
+    metadata.set("tokenizer.ggml.model", "gpt2");
+    metadata.set("tokenizer.ggml.pre", if llama { "smollm" } else { "gpt-2" });
+    metadata.set(
+        "tokenizer.ggml.tokens",
+        tokens.iter().collect::<StringArray>(),
+    );
+    metadata.set("tokenizer.ggml.token_type", types);
+    metadata.set(
+        "tokenizer.ggml.merges",
+        MERGES.iter().collect::<StringArray>(),
+    );
+    metadata.set("tokenizer.ggml.bos_token_id", end_of_text);
+    metadata.set(
+        "tokenizer.ggml.eos_token_id",
+        if llama { im_end } else { end_of_text },
+    );
+    metadata.set("tokenizer.ggml.add_bos_token", false);
+    metadata
+}
+
+/// The characters that stand for the 256 bytes, in the order of GPT-2's ids: printable Latin-1 for itself, then
+/// the others from U+0100 on (`bytes_to_unicode` of GPT-2's encoder.py).
+fn byte_alphabet() -> Vec<char> {
+    let printable = ('!'..='~').chain('¡'..='¬').chain('®'..='ÿ');
+    let mut alphabet: Vec<char> = printable.collect();
+    let others = 256 - alphabet.len() as u32;
+    alphabet.extend((256..256 + others).filter_map(char::from_u32));
+    alphabet
+}
+
+/// Random values of a size that keeps activations near 1 and makes the layers outweigh the embedding, so that
+/// greedy decoding does not repeat its last token.
+fn weights(entry: &TensorEntry, rng: &mut SplitMix64) -> Vec<f32> {
+    let n_cols = *entry.shape.last().expect("a shape has an axis");
+    let len = entry.shape.iter().product();
+    let (mean, spread) = match entry.role {
+        Role::AttnNorm | Role::FfnNorm | Role::OutputNorm => (1.0, 0.2),
+        Role::TokenEmbd | Role::PositionEmbd | Role::Output => (0.0, 0.5),
+        _ if entry.shape.len() == 1 => (0.0, 0.1),
+        _ => (0.0, 4.0 / (n_cols as f32).sqrt()),
+    };
+    let special_rows = match entry.role {
+        Role::TokenEmbd | Role::Output => len - SPECIAL.len() * n_cols..len,
+        _ => 0..0,
+    };
+    (0..len)
+        .map(|i| {
+            let x = mean + spread * rng.next_signed();
+            if special_rows.contains(&i) {
+                x * 0.05
+            } else {
+                x
+            }
+        })
+        .collect()
+}
+
+/// Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+struct SplitMix64(u64);
+
+impl SplitMix64 {
+    fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Uniform in [-1, 1).
+    fn next_signed(&mut self) -> f32 {
+        (self.next_u64() >> 40) as f32 / (1 << 23) as f32 - 1.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::Gguf;
+
+    #[test]
+    fn tiny_models_are_whole_files() {
+        for family in [Family::Gpt2, Family::Llama] {
+            for dtype in DType::ALL {
+                let bytes = tiny_model(family, dtype, 7);
+                assert_eq!(bytes, tiny_model(family, dtype, 7));
+                assert_ne!(bytes, tiny_model(family, dtype, 8));
+                let gguf = Gguf::parse(bytes.into()).expect("a valid file");
+                let spec = ModelSpec::from_gguf(&gguf).expect("a valid spec");
+                assert_eq!(spec, tiny_spec(family));
+                let tokens = gguf
+                    .header()
+                    .metadata
+                    .strings("tokenizer.ggml.tokens")
+                    .expect("tokens");
+                assert_eq!(tokens.len(), spec.vocab_size);
+                let mut unique: Vec<_> = tokens.iter().collect();
+                unique.sort_unstable();
+                unique.dedup();
+                assert_eq!(unique.len(), tokens.len());
+            }
+        }
+    }
 }

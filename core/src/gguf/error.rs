@@ -95,7 +95,7 @@ pub enum GgufError {
         /// The tensor.
         tensor: String,
         /// The number in the file.
-        n_axes: u32,
+        n_axes: u64,
     },
     /// A shape that cannot be.
     #[error("tensor `{tensor}` has the shape {shape:?}: {reason}")]

@@ -8,9 +8,11 @@
 mod error;
 mod read;
 mod value;
+mod write;
 
 pub use error::GgufError;
 pub use value::{Array, Metadata, StringArray, Value};
+pub use write::{Layout, TensorDecl, WriteError, Writer};
 
 use crate::quant::{self, DType};
 use bytes::Bytes;

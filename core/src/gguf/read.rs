@@ -10,8 +10,6 @@ const MAX_NAME_BYTES: u64 = 1 << 16;
 const MAX_STRING_BYTES: u64 = 1 << 28;
 const MAX_ARRAY_LEN: u64 = 1 << 26;
 const MAX_ALIGNMENT: u64 = 1 << 20;
-/// ggml's `GGML_MAX_DIMS`.
-const MAX_AXES: u32 = 4;
 const DEFAULT_ALIGNMENT: u64 = 32;
 
 /// Bytes of the smallest pair (empty key, type, one byte) and of the smallest tensor entry (empty name, one axis).
@@ -53,7 +51,7 @@ pub(super) fn header(prefix: &[u8]) -> Result<Header, GgufError> {
     })
 }
 
-fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {
+pub(super) fn alignment(metadata: &Metadata) -> Result<u64, GgufError> {
     let Some(value) = metadata.get("general.alignment") else {
         return Ok(DEFAULT_ALIGNMENT);
     };
@@ -73,7 +71,10 @@ fn short_debug(value: &Value) -> String {
 }
 
 /// Names are unique, and no two tensors share a byte, or lie where no file reaches.
-fn check_places(tensors: &[TensorInfo], data_offset_bytes: u64) -> Result<(), GgufError> {
+pub(super) fn check_places(
+    tensors: &[TensorInfo],
+    data_offset_bytes: u64,
+) -> Result<(), GgufError> {
     let mut names: Vec<&str> = tensors.iter().map(|info| info.name.as_str()).collect();
     names.sort_unstable();
     if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
@@ -291,12 +292,7 @@ impl<'a> Reader<'a> {
     fn tensor_info(&mut self, alignment: u64) -> Result<TensorInfo, GgufError> {
         let name = self.string("a tensor name", MAX_NAME_BYTES)?;
         let n_axes = self.u32()?;
-        if n_axes == 0 || n_axes > MAX_AXES {
-            return Err(GgufError::BadAxes {
-                tensor: name,
-                n_axes,
-            });
-        }
+        check_axes(&name, n_axes.into())?;
         let shape = (0..n_axes)
             .map(|_| self.u64())
             .collect::<Result<Vec<_>, _>>()?;
@@ -338,6 +334,15 @@ impl<'a> Reader<'a> {
             len_bytes,
         })
     }
+}
+
+/// ggml's `GGML_MAX_DIMS`.
+pub(super) fn check_axes(name: &str, n_axes: u64) -> Result<(), GgufError> {
+    if (1..=4).contains(&n_axes) {
+        return Ok(());
+    }
+    let tensor = name.to_owned();
+    Err(GgufError::BadAxes { tensor, n_axes })
 }
 
 /// The size of a tensor, the fastest axis first.

@@ -3,11 +3,13 @@
 //! Three engines read a [`ModelSpec`]: Burn modules in the trainer, the CPU engine here, and the WebGPU engine.
 //! A new family is a new row in [`ModelSpec::from_header`] and in [`tensor_table`], not a new engine.
 
+mod check;
 mod error;
 mod gguf;
 mod table;
 mod validate;
 
+pub use check::check_tensors;
 pub use error::SpecError;
 pub use gguf::ROPE_FREQS;
 pub use table::{HfLayout, Role, TensorEntry, tensor_table};
