@@ -27,7 +27,11 @@ impl ChatTemplate {
     ///
     /// # Errors
     /// When the template refuses the messages (`raise_exception`), with its own words.
-    pub fn render(&self, _messages: &[Message], _add_generation_prompt: bool) -> Result<String, ChatError> {
+    pub fn render(
+        &self,
+        _messages: &[Message],
+        _add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
         todo!()
     }
     /// The template's text.

@@ -1,7 +1,10 @@
 //! Generation as a state machine that knows no engine, so that the CPU engine (synchronous) and the WebGPU engine
 //! (asynchronous) run the same one: logits in, token and text out, until a reason to finish.
 
-use crate::{sampler::{SamplerError, SamplerParams}, tokenizer::Tokenizer};
+use crate::{
+    sampler::{SamplerError, SamplerParams},
+    tokenizer::Tokenizer,
+};
 use std::sync::Arc;
 
 /// What a caller asks for.
@@ -46,7 +49,12 @@ impl Generation {
     ///
     /// # Errors
     /// An empty prompt, one that leaves no room for a token, or sampling parameters out of range.
-    pub fn new(_tokenizer: Arc<Tokenizer>, _prompt: &[u32], _n_ctx: usize, _params: &GenerateParams) -> Result<Self, GenerateError> {
+    pub fn new(
+        _tokenizer: Arc<Tokenizer>,
+        _prompt: &[u32],
+        _n_ctx: usize,
+        _params: &GenerateParams,
+    ) -> Result<Self, GenerateError> {
         todo!()
     }
     /// Picks from the logits of the last position and takes the token. `logits` is scratch afterwards. [V]
@@ -79,7 +87,9 @@ pub enum GenerateError {
     #[error("the prompt is empty, and the model has no begin-of-sequence token to start from")]
     EmptyPrompt,
     /// No room.
-    #[error("the prompt has {prompt} tokens, and the context holds {n_ctx}: shorten the prompt or raise the context")]
+    #[error(
+        "the prompt has {prompt} tokens, and the context holds {n_ctx}: shorten the prompt or raise the context"
+    )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,

@@ -1,5 +1,15 @@
 //! Picks the next token. Seeded, and defined on the bits: the same logits and seed pick the same token on every
 //! target, so `exp` comes from `libm` and the generator is our own.
+//!
+//! The order of steps is llama.cpp's and transformers': the repetition penalty on the raw logits, then top-k, top-p and
+//! min-p, each on the probabilities of what the one before has left, then the draw. Temperature divides the logits
+//! before top-k, as in transformers, so that top-p and min-p see the distribution that is drawn from. Candidates stand
+//! in the order (logit descending, id ascending) throughout.
+//!
+//! A NaN logit counts as minus infinity, so it is never picked while anything else is there; when all logits are minus
+//! infinity or NaN the lowest id is picked. Plus infinity takes all of the probability.
+
+use std::cmp::Ordering;
 
 /// How to pick. The defaults are greedy.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,29 +32,250 @@ pub struct SamplerParams {
 
 impl Default for SamplerParams {
     fn default() -> Self {
-        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, repetition_window: 64, seed: 0 }
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            repetition_window: 64,
+            seed: 0,
+        }
+    }
+}
+
+impl SamplerParams {
+    fn check(&self) -> Result<(), SamplerError> {
+        let check = |param, value: f32, is_in: bool, range| {
+            if is_in {
+                Ok(())
+            } else {
+                Err(SamplerError {
+                    param,
+                    value: value.into(),
+                    range,
+                })
+            }
+        };
+        let temperature = self.temperature;
+        check(
+            "temperature",
+            temperature,
+            temperature.is_finite() && temperature >= 0.0,
+            "a number from 0",
+        )?;
+        check(
+            "top_p",
+            self.top_p,
+            self.top_p > 0.0 && self.top_p <= 1.0,
+            "above 0 and at most 1",
+        )?;
+        check(
+            "min_p",
+            self.min_p,
+            (0.0..=1.0).contains(&self.min_p),
+            "from 0 to 1",
+        )?;
+        let penalty = self.repetition_penalty;
+        check(
+            "repetition_penalty",
+            penalty,
+            penalty.is_finite() && penalty > 0.0,
+            "a number above 0 (1 is off)",
+        )
     }
 }
 
 /// A sampler with its generator's state.
 #[derive(Debug, Clone)]
-pub struct Sampler {}
+pub struct Sampler {
+    params: SamplerParams,
+    random: Random,
+    /// Kept between calls for its memory.
+    candidates: Vec<Candidate>,
+}
+
+/// A token that may be picked.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Candidate {
+    logit: f32,
+    id: u32,
+}
+
+/// Logit descending, id ascending. No logit is NaN here.
+fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
+    b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
+}
+
+/// NaN counts as minus infinity, and minus zero as zero, so that `total_cmp` orders as the numbers do.
+fn defined(logit: f32) -> f32 {
+    if logit.is_nan() {
+        f32::NEG_INFINITY
+    } else {
+        logit + 0.0
+    }
+}
 
 impl Sampler {
     /// Checks the parameters.
     ///
     /// # Errors
     /// [`SamplerError`] naming the parameter and its range.
-    pub fn new(_params: SamplerParams) -> Result<Self, SamplerError> {
-        todo!()
+    pub fn new(params: SamplerParams) -> Result<Self, SamplerError> {
+        params.check()?;
+        Ok(Self {
+            random: Random::new(params.seed),
+            params,
+            candidates: Vec::new(),
+        })
     }
+
     /// Picks a token; `history` is prompt and answer so far. Ties go to the lowest id. `logits` is scratch afterwards. [V]
-    pub fn sample(&mut self, _logits: &mut [f32], _history: &[u32]) -> u32 {
-        todo!()
+    pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> u32 {
+        self.penalize(logits, history);
+        if self.params.temperature <= 0.0 || self.params.top_k == 1 {
+            return argmax(logits);
+        }
+        self.gather(logits);
+        self.keep_top_k();
+        // Weights are relative to the likeliest, so a temperature near 0 underflows to greedy and never to NaN.
+        let best = self.candidates.first().map_or(0.0, |c| c.logit);
+        if !best.is_finite() {
+            return self.candidates.first().map_or(0, |c| c.id);
+        }
+        let temperature = self.params.temperature;
+        let weight = |c: &Candidate| libm::expf((c.logit - best) / temperature);
+        self.keep_top_p(weight);
+        let least = self.params.min_p;
+        if least > 0.0 {
+            let kept = self.candidates.partition_point(|c| weight(c) >= least);
+            self.candidates.truncate(kept.max(1));
+        }
+        self.draw(weight)
     }
+
     /// Whether `sample` is plain argmax, so that an engine may do it where its logits are.
     pub fn is_argmax(&self) -> bool {
-        todo!()
+        (self.params.temperature <= 0.0 || self.params.top_k == 1) && self.penalty_is_off()
+    }
+
+    #[allow(clippy::float_cmp, reason = "exactly 1 is the documented off")]
+    fn penalty_is_off(&self) -> bool {
+        self.params.repetition_penalty == 1.0 || self.params.repetition_window == 0
+    }
+
+    fn penalize(&self, logits: &mut [f32], history: &[u32]) {
+        if self.penalty_is_off() {
+            return;
+        }
+        let recent = &history[history.len().saturating_sub(self.params.repetition_window)..];
+        for (i, &id) in recent.iter().enumerate() {
+            // Once a token, however often it was seen.
+            let Some(logit) = logits
+                .get_mut(id as usize)
+                .filter(|_| !recent[..i].contains(&id))
+            else {
+                continue;
+            };
+            let penalty = self.params.repetition_penalty;
+            *logit = if *logit > 0.0 {
+                *logit / penalty
+            } else {
+                *logit * penalty
+            };
+        }
+    }
+
+    fn gather(&mut self, logits: &[f32]) {
+        self.candidates.clear();
+        self.candidates
+            .extend(logits.iter().enumerate().map(|(id, &logit)| Candidate {
+                logit: defined(logit),
+                id: id as u32,
+            }));
+    }
+
+    /// Leaves the k likeliest in order; without a limit, all of them in order.
+    fn keep_top_k(&mut self) {
+        let k = self.params.top_k;
+        if k > 0 && k < self.candidates.len() {
+            self.candidates.select_nth_unstable_by(k - 1, by_rank);
+            self.candidates.truncate(k);
+        }
+        self.candidates.sort_unstable_by(by_rank);
+    }
+
+    fn keep_top_p(&mut self, weight: impl Fn(&Candidate) -> f32) {
+        if self.params.top_p >= 1.0 {
+            return;
+        }
+        let total: f64 = self.candidates.iter().map(|c| f64::from(weight(c))).sum();
+        let enough = total * f64::from(self.params.top_p);
+        let mut sum = 0.0;
+        let kept = self.candidates.iter().position(|c| {
+            sum += f64::from(weight(c));
+            sum >= enough
+        });
+        self.candidates
+            .truncate(kept.map_or(self.candidates.len(), |last| last + 1));
+    }
+
+    /// Draws by the weights. Sums are f64, one by one in the candidates' order.
+    fn draw(&mut self, weight: impl Fn(&Candidate) -> f32) -> u32 {
+        let total: f64 = self.candidates.iter().map(|c| f64::from(weight(c))).sum();
+        let target = self.random.unit() * total;
+        let mut sum = 0.0;
+        let drawn = self.candidates.iter().find(|c| {
+            sum += f64::from(weight(c));
+            sum > target
+        });
+        // Only rounding could leave the sum at the target; the likeliest is then as good as any.
+        drawn.or(self.candidates.first()).map_or(0, |c| c.id)
+    }
+}
+
+/// The token with the highest logit, the lowest id among equals.
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = (f32::NEG_INFINITY, 0);
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > best.0 {
+            best = (logit, id as u32);
+        }
+    }
+    best.1
+}
+
+/// PCG32 (`pcg_setseq_64_xsh_rr_32`, M. O'Neill, "PCG: A Family of Simple Fast Space-Efficient Statistically Good
+/// Algorithms for Random Number Generation", 2014) on the stream of its reference demo, 54.
+#[derive(Debug, Clone)]
+struct Random {
+    state: u64,
+}
+
+impl Random {
+    const MULTIPLIER: u64 = 6_364_136_223_846_793_005;
+    const INCREMENT: u64 = 54 << 1 | 1;
+
+    fn new(seed: u64) -> Self {
+        let mut random = Self { state: 0 };
+        random.next();
+        random.state = random.state.wrapping_add(seed);
+        random.next();
+        random
+    }
+
+    fn next(&mut self) -> u32 {
+        let old = self.state;
+        self.state = old
+            .wrapping_mul(Self::MULTIPLIER)
+            .wrapping_add(Self::INCREMENT);
+        ((((old >> 18) ^ old) >> 27) as u32).rotate_right((old >> 59) as u32)
+    }
+
+    /// A number from 0 to below 1 with 53 random bits.
+    fn unit(&mut self) -> f64 {
+        let (high, low) = (u64::from(self.next() >> 5), u64::from(self.next() >> 6));
+        (high << 26 | low) as f64 / (1_u64 << 53) as f64
     }
 }
 
