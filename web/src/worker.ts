@@ -34,3 +34,11 @@ const host = new Host(
 addEventListener("message", (event: MessageEvent<Request>) => {
   void host.handle(event.data);
 });
+
+// A trap inside the wasm module's own tasks rejects nothing that anybody waits for. Thrown here, it reaches
+// the page as an error of this worker, which ends every request with `crashed`.
+addEventListener("unhandledrejection", (event) => {
+  setTimeout(() => {
+    throw event.reason;
+  });
+});
