@@ -1,7 +1,34 @@
 //! The CPU engine. Weights stay quantised and borrowed from the file; activations are quantised per block for
-//! integer dot products; every instruction set gives the same bits as [`scalar`] (see ARCHITECTURE.md, "The arithmetic").
+//! integer dot products; every instruction set gives the same bits as the scalar oracle (see ARCHITECTURE.md,
+//! "The arithmetic").
+//!
+//! Start at [`forward`]; what it calls is defined in [`scalar`], and sped up in the module of each instruction set.
+
+mod forward;
+mod kernels;
+pub mod math;
+mod pool;
+mod scalar;
+mod session;
+mod weights;
+
+pub use session::Session;
 
 use crate::{gguf::Gguf, spec::ModelSpec};
+use forward::Runner;
+use kernels::Kernels;
+use pool::Pool;
+use std::{
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+use weights::Weights;
+
+/// Tokens that go through the layers together when a prompt is fed: so many that weights are read seldom, so few that
+/// activations stay in the cache.
+const CHUNK: usize = 128;
+/// The same when logits of every position are wanted, which are wider than all else.
+const CHUNK_WITH_LOGITS: usize = 32;
 
 /// Instruction sets the engine has kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -9,8 +36,26 @@ use crate::{gguf::Gguf, spec::ModelSpec};
 pub enum Isa {
     /// Portable Rust: the oracle.
     Scalar,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2 and F16C.
     Avx2,
+}
+
+impl Isa {
+    /// All, the best first.
+    pub const ALL: [Self; 2] = [Self::Avx2, Self::Scalar];
+
+    /// The best that this machine has.
+    pub fn best() -> Self {
+        Self::ALL
+            .into_iter()
+            .find(|isa| isa.is_available())
+            .unwrap_or(Self::Scalar)
+    }
+
+    /// Whether this machine has it.
+    pub fn is_available(self) -> bool {
+        Kernels::for_isa(self).is_some()
+    }
 }
 
 /// Element type of the key and value cache.
@@ -25,7 +70,7 @@ pub enum KvDType {
 /// How to run.
 #[derive(Debug, Clone)]
 pub struct CpuOptions {
-    /// Threads, at least 1. They do not change the result.
+    /// Threads, at least 1. They do not change the result. On wasm32 there is always one.
     pub n_threads: usize,
     /// Instruction set; `None` picks the best that this CPU has.
     pub isa: Option<Isa>,
@@ -33,66 +78,223 @@ pub struct CpuOptions {
     pub kv: KvDType,
 }
 
+impl Default for CpuOptions {
+    /// One thread, the best instruction set, an f16 cache.
+    fn default() -> Self {
+        Self {
+            n_threads: 1,
+            isa: None,
+            kv: KvDType::F16,
+        }
+    }
+}
+
 /// A loaded model. Shared between sessions; one forward pass runs at a time.
 #[derive(Debug)]
-pub struct CpuEngine {}
+pub struct CpuEngine {
+    spec: ModelSpec,
+    weights: Weights,
+    isa: Isa,
+    kv: KvDType,
+    runner: Mutex<Runner>,
+}
 
 impl CpuEngine {
     /// Binds the file's tensors (no copy of the weights).
     ///
     /// # Errors
     /// A tensor that is missing or of the wrong shape or type, by name.
-    pub fn new(_gguf: &Gguf, _options: &CpuOptions) -> Result<Self, EngineError> {
-        todo!()
+    pub fn new(gguf: &Gguf, options: &CpuOptions) -> Result<Self, EngineError> {
+        if options.n_threads == 0 {
+            return Err(EngineError::NoThreads);
+        }
+        let isa = options.isa.unwrap_or_else(Isa::best);
+        let kernels = Kernels::for_isa(isa).ok_or(EngineError::IsaNotAvailable(isa))?;
+        let spec = ModelSpec::from_gguf(gguf)?;
+        let weights = Weights::bind(gguf, &spec)?;
+        let pool = Pool::new(options.n_threads).map_err(|e| EngineError::Thread(e.to_string()))?;
+        Ok(Self {
+            spec,
+            weights,
+            isa,
+            kv: options.kv,
+            runner: Mutex::new(Runner::new(kernels, pool)),
+        })
     }
+
     /// The architecture.
     pub fn spec(&self) -> &ModelSpec {
-        todo!()
+        &self.spec
     }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        todo!()
+        self.isa
     }
+
     /// An empty session of `n_ctx` positions.
     ///
     /// # Errors
     /// When the memory cannot be had, with the bytes needed, or `n_ctx` is beyond what the model's positions allow.
-    pub fn session(&self, _n_ctx: usize) -> Result<Session, EngineError> {
-        todo!()
+    pub fn session(&self, n_ctx: usize) -> Result<Session, EngineError> {
+        if n_ctx == 0 || n_ctx > self.spec.n_ctx {
+            return Err(EngineError::ContextSize {
+                asked: n_ctx,
+                limit: self.spec.n_ctx,
+            });
+        }
+        Session::new(&self.spec, n_ctx, self.kv)
     }
+
     /// Feeds `tokens` and returns the logits after the last. [T] -> [V]
     ///
     /// # Errors
-    /// An id outside the vocabulary, no tokens, or a full context; the session is unchanged then.
-    pub fn forward(&self, _session: &mut Session, _tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
-        todo!()
+    /// An id outside the vocabulary, no tokens, or a full context; logits that are not finite, with the first tensor at
+    /// fault. The session is unchanged then.
+    pub fn forward(&self, session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let mut logits = Vec::new();
+        self.feed(session, tokens, Wanted::Last, &mut logits, &mut |_, _| ())?;
+        Ok(logits)
     }
+
     /// Feeds `tokens` and calls `each(t, logits)` for every position in order, holding only a chunk of logits. [T]
     ///
     /// # Errors
     /// As [`Self::forward`].
-    pub fn forward_all(&self, _session: &mut Session, _tokens: &[u32], _each: &mut dyn FnMut(usize, &[f32])) -> Result<(), EngineError> {
-        todo!()
+    pub fn forward_all(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.feed(session, tokens, Wanted::All, &mut Vec::new(), each)
+    }
+
+    /// Feeds `tokens` chunk by chunk; on an error the session is as before.
+    fn feed(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        wanted: Wanted,
+        logits: &mut Vec<f32>,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        self.check_input(session, tokens)?;
+        let mut runner = self.runner();
+        let start = session.tokens().len();
+        // What a call that panicked may have left.
+        session.truncate_cache(start);
+        session.reserve(start + tokens.len())?;
+        for chunk in tokens.chunks(wanted.chunk_len()) {
+            let done = session.tokens().len() - start;
+            let is_last = done + chunk.len() == tokens.len();
+            let range = wanted.positions(chunk.len(), is_last);
+            runner.forward(
+                &self.spec,
+                &self.weights,
+                session,
+                chunk,
+                range.clone(),
+                logits,
+            );
+            if !range.is_empty() && !all_finite(logits) {
+                session.rewind(start);
+                return Err(self.find_not_finite(&mut runner, session, tokens));
+            }
+            session.commit(chunk);
+            if wanted == Wanted::All {
+                for (t, logits) in logits.chunks_exact(self.spec.vocab_size).enumerate() {
+                    each(done + t, logits);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn check_input(&self, session: &Session, tokens: &[u32]) -> Result<(), EngineError> {
+        if !session.fits(&self.spec, self.kv) {
+            return Err(EngineError::ForeignSession);
+        }
+        if tokens.is_empty() {
+            return Err(EngineError::NoTokens);
+        }
+        let vocab_size = self.spec.vocab_size;
+        if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(EngineError::TokenId { id, vocab_size });
+        }
+        let (used, n_ctx) = (session.tokens().len(), session.n_ctx());
+        if tokens.len() > n_ctx - used {
+            return Err(EngineError::ContextFull {
+                used,
+                fed: tokens.len(),
+                n_ctx,
+            });
+        }
+        Ok(())
+    }
+
+    /// Feeds the tokens once more, looking at every step, and names the first whose result is not finite.
+    fn find_not_finite(
+        &self,
+        runner: &mut Runner,
+        session: &mut Session,
+        tokens: &[u32],
+    ) -> EngineError {
+        let start = session.tokens().len();
+        runner.begin_trace();
+        for chunk in tokens.chunks(Wanted::All.chunk_len()) {
+            runner.forward(
+                &self.spec,
+                &self.weights,
+                session,
+                chunk,
+                0..chunk.len(),
+                &mut Vec::new(),
+            );
+            session.commit(chunk);
+        }
+        session.rewind(start);
+        let place = runner
+            .end_trace()
+            .unwrap_or_else(|| "the logits".to_owned());
+        EngineError::NotFinite { place }
+    }
+
+    fn runner(&self) -> MutexGuard<'_, Runner> {
+        // A forward pass that panicked leaves only scratch behind, which the next one overwrites.
+        self.runner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Keys, values and tokens of one conversation.
-#[derive(Debug, Clone)]
-pub struct Session {}
+/// Positions whose logits a caller wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Last,
+    All,
+}
 
-impl Session {
-    /// The tokens fed so far.
-    pub fn tokens(&self) -> &[u32] {
-        todo!()
+impl Wanted {
+    fn chunk_len(self) -> usize {
+        match self {
+            Self::Last => CHUNK,
+            Self::All => CHUNK_WITH_LOGITS,
+        }
     }
-    /// Positions there are.
-    pub fn n_ctx(&self) -> usize {
-        todo!()
+
+    /// Within a chunk of `n` tokens.
+    fn positions(self, n: usize, is_last_chunk: bool) -> Range<usize> {
+        match self {
+            Self::Last if is_last_chunk => n - 1..n,
+            Self::Last => 0..0,
+            Self::All => 0..n,
+        }
     }
-    /// Forgets all but the first `len` tokens.
-    pub fn rewind(&mut self, _len: usize) {
-        todo!()
-    }
+}
+
+fn all_finite(values: &[f32]) -> bool {
+    values
+        .chunks(1024)
+        .all(|chunk| chunk.iter().fold(true, |finite, x| finite & x.is_finite()))
 }
 
 /// Why the engine could not load or run.
@@ -102,8 +304,68 @@ pub enum EngineError {
     /// The file.
     #[error(transparent)]
     Gguf(#[from] crate::gguf::GgufError),
-    /// The architecture.
+    /// The architecture, or a tensor that does not fit it.
     #[error(transparent)]
     Spec(#[from] crate::spec::SpecError),
-    // … the owner of this module adds the rest
+    /// `n_threads` is 0.
+    #[error("the engine needs at least one thread")]
+    NoThreads,
+    /// The operating system refused a thread.
+    #[error("no thread could be started ({0}); run with fewer threads")]
+    Thread(String),
+    /// This machine has not got the instruction set asked for.
+    #[error("this machine cannot run the {0:?} kernels; leave the choice to the engine")]
+    IsaNotAvailable(Isa),
+    /// A context of no positions, or of more than the model was made for.
+    #[error("a context of {asked} positions was asked for; this model allows 1 to {limit}")]
+    ContextSize {
+        /// Positions asked for.
+        asked: usize,
+        /// Positions of the model.
+        limit: usize,
+    },
+    /// The cache does not fit in memory.
+    #[error(
+        "the key and value cache of {n_positions} positions needs {bytes} bytes, which this machine has not got; take a smaller context"
+    )]
+    OutOfMemory {
+        /// Bytes of the cache.
+        bytes: usize,
+        /// Positions it would hold.
+        n_positions: usize,
+    },
+    /// A session of another model, or with another type of cache.
+    #[error("the session was made by an engine of another shape")]
+    ForeignSession,
+    /// Nothing to feed.
+    #[error("there are no tokens to feed")]
+    NoTokens,
+    /// An id outside the vocabulary.
+    #[error(
+        "token id {id} is outside the vocabulary of {vocab_size}; is the tokenizer this model's own?"
+    )]
+    TokenId {
+        /// The id.
+        id: u32,
+        /// Tokens there are.
+        vocab_size: usize,
+    },
+    /// The tokens do not fit.
+    #[error("{fed} tokens do not fit in the context: {used} of {n_ctx} positions are used")]
+    ContextFull {
+        /// Positions used.
+        used: usize,
+        /// Tokens given.
+        fed: usize,
+        /// Positions there are.
+        n_ctx: usize,
+    },
+    /// Weights are NaN or infinite, or numbers overflow.
+    #[error(
+        "the numbers are not finite after {place}: the weights are damaged, or overflowed in training"
+    )]
+    NotFinite {
+        /// The first tensor after whose use they were not.
+        place: String,
+    },
 }

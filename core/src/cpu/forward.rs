@@ -1,0 +1,276 @@
+//! The forward pass: one place for all families, driven by [`ModelSpec`].
+//!
+//! Legend: T tokens of this call, C `n_embd`, H heads, K key-value heads, D `head_dim`, F `n_ff`, V `vocab_size`.
+//! Sources: Radford et al. 2019 (GPT-2), Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE), Ainslie et al. 2023 (grouped heads).
+
+use super::{
+    kernels::{Activations, Kernels},
+    math::rope_row,
+    pool::{Columns, Pool},
+    session::Session,
+    weights::{Linear, NormWeights, Weights},
+};
+use crate::spec::{Mlp, ModelSpec, Norm, Position};
+use std::ops::Range;
+
+/// Rows of a matrix that a piece of work is a multiple of: the widest step of any instruction set.
+const ROW_STEP: usize = 16;
+
+/// What a forward pass needs beside the weights and the session; kept between calls.
+#[derive(Debug)]
+pub(crate) struct Runner {
+    ops: Ops,
+    /// Residual stream. [T, C]
+    x: Vec<f32>,
+    /// Input of the next product. [T, _]
+    input: Activations,
+    /// Output of the last product. [T, _]
+    y: Vec<f32>,
+}
+
+impl Runner {
+    pub(crate) fn new(kernels: &'static Kernels, pool: Pool) -> Self {
+        let scores = vec![Vec::new(); pool.n_threads()];
+        let ops = Ops {
+            kernels,
+            pool,
+            scores,
+            rotations: Vec::new(),
+            trace: None,
+        };
+        Self {
+            ops,
+            x: Vec::new(),
+            input: Activations::default(),
+            y: Vec::new(),
+        }
+    }
+
+    /// Feeds `tokens` and writes the logits of the positions `wanted`, counted within `tokens`. [T] -> [wanted, V]
+    ///
+    /// The session's cache holds the tokens afterwards; it is for the caller to commit or to truncate them.
+    pub(crate) fn forward(
+        &mut self,
+        spec: &ModelSpec,
+        weights: &Weights,
+        session: &mut Session,
+        tokens: &[u32],
+        wanted: Range<usize>,
+        logits: &mut Vec<f32>,
+    ) {
+        let Self { ops, x, input, y } = self;
+        let past = session.tokens().len();
+        ops.extend_rotations(&spec.position, past + tokens.len());
+
+        ops.embed(weights, tokens, past, x); // x [T, C]
+        for (l, layer) in weights.layers.iter().enumerate() {
+            ops.norm(spec, &layer.attn_norm, x, input); // input [T, C]
+            ops.linear(&layer.qkv, input, y); // y [T, (H + 2K) D]
+            ops.rotate(spec, past, y);
+            ops.cache(spec, l, y, session);
+            ops.attend(spec, l, y, session, input); // input [T, H D]
+            ops.linear(&layer.attn_output, input, y); // y [T, C]
+            ops.add(x, y, spec.n_embd); // x [T, C]
+
+            ops.norm(spec, &layer.ffn_norm, x, input); // input [T, C]
+            ops.linear(&layer.ffn_up, input, y); // y [T, F], or gate and up [T, 2F]
+            ops.activate(spec, y, input); // input [T, F]
+            ops.linear(&layer.ffn_down, input, y); // y [T, C]
+            ops.add(x, y, spec.n_embd); // x [T, C]
+        }
+        if !wanted.is_empty() {
+            let x = &x[wanted.start * spec.n_embd..wanted.end * spec.n_embd]; // x [wanted, C]
+            ops.norm(spec, &weights.output_norm, x, input); // input [wanted, C]
+            ops.linear(&weights.output, input, logits); // logits [wanted, V]
+        }
+    }
+
+    /// From now on looks where numbers stop being finite, until [`Self::end_trace`].
+    pub(crate) fn begin_trace(&mut self) {
+        self.ops.trace = Some(None);
+    }
+
+    /// The first tensor after whose use the numbers were not finite.
+    pub(crate) fn end_trace(&mut self) -> Option<String> {
+        self.ops.trace.take().flatten()
+    }
+}
+
+/// The operations of the forward pass, over rows of T tokens, spread over threads.
+#[derive(Debug)]
+struct Ops {
+    kernels: &'static Kernels,
+    pool: Pool,
+    /// Attention scores, for each thread. [n]
+    scores: Vec<Vec<f32>>,
+    /// RoPE's table for all positions so far. [n, D / 2]
+    rotations: Vec<(f32, f32)>,
+    trace: Option<Option<String>>,
+}
+
+impl Ops {
+    /// Makes the table of rotations reach `n` positions.
+    fn extend_rotations(&mut self, position: &Position, n: usize) {
+        let Position::Rope { dim, .. } = position else {
+            return;
+        };
+        let n_pairs = dim / 2;
+        for pos in self.rotations.len() / n_pairs..n {
+            rope_row(position, pos, &mut self.rotations);
+        }
+    }
+
+    /// Embeddings of the tokens, plus those of their positions where these are learned. [T] -> [T, C]
+    fn embed(&mut self, weights: &Weights, tokens: &[u32], past: usize, x: &mut Vec<f32>) {
+        let n_embd = weights.token_embd.n_cols;
+        x.resize(tokens.len() * n_embd, 0.0);
+        let mut position = vec![0.0; n_embd];
+        for (t, (row, &id)) in x.chunks_exact_mut(n_embd).zip(tokens).enumerate() {
+            weights.token_embd.dequantize_row(id as usize, row);
+            if let Some(position_embd) = &weights.position_embd {
+                position_embd.dequantize_row(past + t, &mut position);
+                (self.kernels.add)(row, &position);
+            }
+        }
+        self.check(x, || weights.token_embd.name.clone());
+    }
+
+    /// Normalises each row. [T, C] -> [T, C]
+    fn norm(&mut self, spec: &ModelSpec, w: &NormWeights, x: &[f32], out: &mut Activations) {
+        let (kernels, eps) = (self.kernels, spec.norm_eps);
+        out.reshape(x.len() / spec.n_embd, spec.n_embd);
+        self.pool.for_chunks(&mut out.x, spec.n_embd, |t, out| {
+            let x = &x[t * spec.n_embd..][..spec.n_embd];
+            match spec.norm {
+                Norm::RmsNorm => (kernels.rms_norm)(x, &w.weight, eps, out),
+                Norm::LayerNorm => (kernels.layer_norm)(x, &w.weight, &w.bias, eps, out),
+            }
+        });
+        self.check(&out.x, || w.name.clone());
+    }
+
+    /// W (N, K) @ x (T, K) + b (N) -> y (T, N), for all matrices that are stacked here.
+    fn linear(&mut self, w: &Linear, x: &mut Activations, y: &mut Vec<f32>) {
+        let kernels = self.kernels;
+        let (n_rows, n_blocks) = (x.n_rows, x.n_cols / super::kernels::BLOCK);
+        if w.reads_quantized() {
+            let (values, n_cols) = (&x.x, x.n_cols);
+            self.pool.for_chunks(&mut x.blocks, n_blocks, |t, out| {
+                (kernels.quantize_row)(&values[t * n_cols..][..n_cols], out)
+            });
+        }
+        y.resize(n_rows * w.n_rows, 0.0);
+        let x = &*x;
+        self.pool
+            .for_columns(y, w.n_rows, ROW_STEP, |range, mut out| {
+                w.for_parts(range.clone(), |part, rows, columns| {
+                    (kernels.matmul)(part, rows, x, &mut out.narrow(columns))
+                });
+                if !w.bias.is_empty() {
+                    add_bias(kernels, &w.bias[range], n_rows, &mut out);
+                }
+            });
+        self.check(y, || {
+            w.parts
+                .iter()
+                .map(|m| m.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        });
+    }
+
+    /// Rotates the queries and keys of each token by its position. [T, (H + 2K) D]
+    fn rotate(&mut self, spec: &ModelSpec, past: usize, qkv: &mut [f32]) {
+        let Position::Rope { dim, .. } = spec.position else {
+            return;
+        };
+        let (kernels, rotations, n_pairs) = (self.kernels, &self.rotations, dim / 2);
+        self.pool.for_chunks(qkv, qkv_width(spec), |t, row| {
+            let rotations = &rotations[(past + t) * n_pairs..][..n_pairs];
+            for head in row
+                .chunks_exact_mut(spec.head_dim)
+                .take(spec.n_head + spec.n_kv_head)
+            {
+                (kernels.rope)(&mut head[..dim], rotations); // [D]
+            }
+        });
+    }
+
+    /// Appends keys and values of each token to the cache of layer `l`. [T, (H + 2K) D]
+    fn cache(&mut self, spec: &ModelSpec, l: usize, qkv: &[f32], session: &mut Session) {
+        for row in qkv.chunks_exact(qkv_width(spec)) {
+            let (k, v) =
+                row[spec.n_head * spec.head_dim..].split_at(spec.n_kv_head * spec.head_dim); // [K D], [K D]
+            session.push(l, k, v);
+        }
+    }
+
+    /// Causal attention of each token to the cache up to itself. q of [T, (H + 2K) D] -> [T, H D]
+    fn attend(
+        &mut self,
+        spec: &ModelSpec,
+        l: usize,
+        qkv: &[f32],
+        session: &Session,
+        out: &mut Activations,
+    ) {
+        let (kernels, d, past) = (self.kernels, spec.head_dim, session.tokens().len());
+        let heads_per_kv = spec.n_head / spec.n_kv_head;
+        out.reshape(qkv.len() / qkv_width(spec), spec.n_head * d);
+        self.pool
+            .for_chunks_with(&mut out.x, d, &mut self.scores, |i, out, scores| {
+                let (t, h) = (i / spec.n_head, i % spec.n_head);
+                let n = past + t + 1;
+                let q = &qkv[t * qkv_width(spec) + h * d..][..d]; // [D]
+                let (k, v) = session.head(l, h / heads_per_kv, n); // [n, D], [n, D]
+                scores.resize(n, 0.0);
+                (kernels.attend)(q, k, v, scores, out); // [D]
+            });
+        self.check(&out.x, || format!("attention of block {l}"));
+    }
+
+    /// The MLP's activation. [T, F] or gate and up [T, 2F] -> [T, F]
+    fn activate(&mut self, spec: &ModelSpec, y: &[f32], out: &mut Activations) {
+        let (kernels, n_ff) = (self.kernels, spec.n_ff);
+        let width = match spec.mlp {
+            Mlp::Gelu => n_ff,
+            Mlp::SwiGlu => 2 * n_ff,
+        };
+        out.reshape(y.len() / width, n_ff);
+        self.pool.for_chunks(&mut out.x, n_ff, |t, out| {
+            let y = &y[t * width..][..width];
+            match spec.mlp {
+                Mlp::Gelu => (kernels.gelu)(y, out),
+                Mlp::SwiGlu => (kernels.silu_mul)(&y[..n_ff], &y[n_ff..], out),
+            }
+        });
+    }
+
+    /// `x = x + y`. [T, C]
+    fn add(&mut self, x: &mut [f32], y: &[f32], n_embd: usize) {
+        let kernels = self.kernels;
+        self.pool.for_chunks(x, n_embd, |t, x| {
+            (kernels.add)(x, &y[t * n_embd..][..n_embd])
+        });
+    }
+
+    /// While tracing, remembers the first name after which a value is not finite.
+    fn check(&mut self, values: &[f32], name: impl FnOnce() -> String) {
+        if let Some(found @ None) = &mut self.trace
+            && values.iter().any(|x| !x.is_finite())
+        {
+            *found = Some(name());
+        }
+    }
+}
+
+/// Elements of a token's queries, keys and values: `(H + 2K) D`.
+fn qkv_width(spec: &ModelSpec) -> usize {
+    (spec.n_head + 2 * spec.n_kv_head) * spec.head_dim
+}
+
+fn add_bias(kernels: &Kernels, bias: &[f32], n_rows: usize, out: &mut Columns<'_>) {
+    for t in 0..n_rows {
+        (kernels.add)(out.row_mut(t), bias);
+    }
+}

@@ -1,0 +1,112 @@
+//! What an instruction set provides: one table of functions, picked once when a model is loaded.
+//!
+//! [`super::scalar`] is the oracle; every other table gives the same bits (tested function by function).
+
+use super::{Isa, KvDType, pool::Columns, weights::Matrix};
+use half::f16;
+use std::ops::Range;
+
+/// Elements of a block of quantised weights, and of quantised activations.
+pub(crate) const BLOCK: usize = crate::quant::BLOCK_LEN;
+
+impl std::fmt::Debug for Kernels {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Kernels({:?})", self.isa)
+    }
+}
+
+/// Functions over rows. Lengths are checked by the caller's construction and asserted here and there.
+pub(crate) struct Kernels {
+    pub(crate) isa: Isa,
+    /// Quantises one row of activations (rule 3).
+    pub(crate) quantize_row: fn(x: &[f32], out: &mut [QuantBlock]),
+    /// `out[t][r] = W[rows.start + r] · x[t]`: W (N, K) @ x (T, K) -> out (T, rows)
+    pub(crate) matmul: fn(w: &Matrix, rows: Range<usize>, x: &Activations, out: &mut Columns<'_>),
+    /// RMSNorm. [C] -> [C]
+    pub(crate) rms_norm: fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
+    /// LayerNorm. [C] -> [C]
+    pub(crate) layer_norm: fn(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]),
+    /// Rotates neighbours of one head in place. [dim] by [dim / 2]
+    pub(crate) rope: fn(x: &mut [f32], rotations: &[(f32, f32)]),
+    /// `out = silu(gate) * up`. [F], [F] -> [F]
+    pub(crate) silu_mul: fn(gate: &[f32], up: &[f32], out: &mut [f32]),
+    /// `out = gelu(x)`. [F] -> [F]
+    pub(crate) gelu: fn(x: &[f32], out: &mut [f32]),
+    /// `x = x + y`.
+    pub(crate) add: fn(x: &mut [f32], y: &[f32]),
+    /// One query of one head over `n` positions (rule 4); `scores` is scratch. q (D), k (n, D), v (n, D) -> out (D)
+    pub(crate) attend:
+        fn(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]),
+}
+
+impl Kernels {
+    /// The table for `isa`, when this machine can run it.
+    pub(crate) fn for_isa(isa: Isa) -> Option<&'static Self> {
+        match isa {
+            Isa::Scalar => Some(&super::scalar::KERNELS),
+            Isa::Avx2 => None,
+        }
+    }
+}
+
+/// Keys or values of one head, position by position. [n, D]
+#[derive(Clone, Copy)]
+pub(crate) enum KvRows<'a> {
+    F16(&'a [f16]),
+    F32(&'a [f32]),
+}
+
+impl KvDType {
+    /// Bytes of one element.
+    pub(crate) fn size_bytes(self) -> usize {
+        match self {
+            Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// 32 quantised activations (rule 3).
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[repr(C)]
+pub(crate) struct QuantBlock {
+    pub(crate) q: [i8; BLOCK],
+    /// `d16`, what a `q` of 1 is worth.
+    pub(crate) scale: f32,
+    /// Sum of `q`.
+    pub(crate) sum: i32,
+}
+
+/// Rows of activations as products read them: f32, and quantised when a quantised matrix is to read them.
+#[derive(Debug, Default)]
+pub(crate) struct Activations {
+    /// Rows. (T)
+    pub(crate) n_rows: usize,
+    /// Width of a row. (K)
+    pub(crate) n_cols: usize,
+    /// The values. [T, K]
+    pub(crate) x: Vec<f32>,
+    /// The values quantised. [T, K / 32]
+    pub(crate) blocks: Vec<QuantBlock>,
+}
+
+impl Activations {
+    /// Gives it this shape; the values are whatever was there.
+    pub(crate) fn reshape(&mut self, n_rows: usize, n_cols: usize) {
+        (self.n_rows, self.n_cols) = (n_rows, n_cols);
+        self.x.resize(n_rows * n_cols, 0.0);
+        self.blocks
+            .resize(n_rows * (n_cols / BLOCK), QuantBlock::default());
+    }
+
+    /// The values of row `t`. [K]
+    pub(crate) fn row(&self, t: usize) -> &[f32] {
+        &self.x[t * self.n_cols..][..self.n_cols]
+    }
+
+    /// Row `t` quantised. [K / 32]
+    pub(crate) fn quant_row(&self, t: usize) -> &[QuantBlock] {
+        let n_blocks = self.n_cols / BLOCK;
+        &self.blocks[t * n_blocks..][..n_blocks]
+    }
+}
