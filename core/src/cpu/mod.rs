@@ -14,7 +14,10 @@ mod weights;
 
 pub use session::Session;
 
-use crate::{gguf::Gguf, spec::ModelSpec};
+use crate::{
+    gguf::Gguf,
+    spec::{ModelSpec, check_tensors},
+};
 use forward::Runner;
 use kernels::Kernels;
 use pool::Pool;
@@ -111,6 +114,7 @@ impl CpuEngine {
         let isa = options.isa.unwrap_or_else(Isa::best);
         let kernels = Kernels::for_isa(isa).ok_or(EngineError::IsaNotAvailable(isa))?;
         let spec = ModelSpec::from_gguf(gguf)?;
+        check_tensors(gguf.header(), &spec)?;
         let weights = Weights::bind(gguf, &spec)?;
         let pool = Pool::new(options.n_threads).map_err(|e| EngineError::Thread(e.to_string()))?;
         Ok(Self {
