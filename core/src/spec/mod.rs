@@ -6,7 +6,11 @@
 mod check;
 mod error;
 mod gguf;
+mod hf;
+mod layout;
 mod table;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 pub use check::check_tensors;
@@ -96,18 +100,4 @@ pub struct ModelSpec {
     pub bias: bool,
     /// Whether the output matrix is the token embedding.
     pub tied_embedding: bool,
-}
-
-impl ModelSpec {
-    /// Reads a Hugging Face `config.json`.
-    ///
-    /// # Errors
-    /// [`SpecError`] naming the key.
-    pub fn from_hf_config(_config: &serde_json::Value) -> Result<Self, SpecError> {
-        todo!()
-    }
-    /// The `config.json` that transformers reads.
-    pub fn to_hf_config(&self) -> serde_json::Value {
-        todo!()
-    }
 }
