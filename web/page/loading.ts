@@ -39,6 +39,7 @@ export async function loadModel(wanted: Wanted, signal: AbortSignal): Promise<Fl
   return Fledgling.load(source, {
     device,
     ...(nCtx !== undefined && { nCtx }),
+    cache: true,
     signal,
     onProgress: (progress) => {
       show(progress, rate);
@@ -46,8 +47,9 @@ export async function loadModel(wanted: Wanted, signal: AbortSignal): Promise<Fl
   });
 }
 
-function show({ phase, loadedBytes, totalBytes }: Progress, rate: Rate): void {
+function show({ phase, loadedBytes, totalBytes, fromCache }: Progress, rate: Rate): void {
   showPhase(phase);
+  if (fromCache) byId("phase-download", HTMLElement).textContent = "Reading what this browser kept";
   if (phase === "prepare") {
     bar.removeAttribute("value");
     numbersLine.textContent = `${formatBytes(loadedBytes)} are here; the engine is getting ready`;

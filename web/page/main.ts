@@ -4,12 +4,12 @@
  * No framework: the page is one screen whose structure stands in index.html; what changes is text.
  */
 
-import type { DeviceChoice, Fledgling, Timings } from "../src/index.js";
+import { Fledgling, type DeviceChoice, type Timings } from "../src/index.js";
 import { followEnd } from "./conversation.js";
 import { byId, fillFacts, make } from "./dom.js";
-import { formatBytes, formatDuration, formatRate } from "./format.js";
+import { fileName, formatBytes, formatDuration, formatRate } from "./format.js";
 import { hideLoadError, loadModel, nameOf, showLoadError, type Wanted } from "./loading.js";
-import { fetchApiModel, fetchShelf, type ShelfFile } from "./server.js";
+import { fetchApiModel, fetchShelf } from "./server.js";
 import { Settings } from "./settings.js";
 import { deviceName, Talk } from "./talk.js";
 
@@ -40,6 +40,7 @@ let apiModel: string | undefined;
 
 function show(view: "welcome" | "loading" | "talk"): void {
   document.body.dataset.view = view;
+  if (view === "welcome") void showKept();
   byId("model-button", HTMLButtonElement).hidden = view !== "talk";
 }
 
@@ -118,17 +119,42 @@ function fillAbout({ info, device }: Fledgling, name: string): void {
   fillFacts(byId("about-metadata", HTMLElement), metadata);
 }
 
-function shelfRow(file: ShelfFile): HTMLElement {
+/** A file that can be loaded with one click. */
+function fileRow(name: string, url: string, size: string): HTMLElement {
   const row = make("li");
-  const button = make("button", "", "Load");
-  button.type = "button";
-  button.setAttribute("aria-label", `Load ${file.name}`);
-  button.addEventListener("click", () => void load(file.url));
   const label = make("p");
-  label.append(make("span", "name", file.name));
-  if (file.sizeBytes !== undefined) label.append(make("span", "soft numbers", formatBytes(file.sizeBytes)));
-  row.append(label, button);
+  label.append(make("span", "name", name), make("span", "soft numbers", size));
+  row.append(
+    label,
+    fileButton("Load", name, () => load(url)),
+  );
   return row;
+}
+
+function fileButton(label: string, name: string, action: () => Promise<void>): HTMLElement {
+  const button = make("button", "", label);
+  button.type = "button";
+  button.setAttribute("aria-label", `${label} ${name}`);
+  button.addEventListener("click", () => void action());
+  return button;
+}
+
+/** The files of earlier visits, with a way to be rid of them. */
+async function showKept(): Promise<void> {
+  const rows = (await Fledgling.cached()).map(({ url, sizeBytes, keptBytes }) => {
+    const part = keptBytes < sizeBytes ? `${formatBytes(keptBytes)} of ` : "";
+    const name = fileName(url);
+    const row = fileRow(name, url, part + formatBytes(sizeBytes));
+    const forget = fileButton("Delete", name, async () => {
+      await Fledgling.forget(url);
+      await showKept();
+    });
+    forget.classList.add("quiet");
+    row.append(forget);
+    return row;
+  });
+  byId("kept-list", HTMLElement).replaceChildren(...rows);
+  byId("kept", HTMLElement).hidden = rows.length === 0;
 }
 
 // Talking
@@ -318,11 +344,16 @@ async function arrive(): Promise<void> {
   if (device) device.checked = true;
   const asked = query.get("model");
   if (asked) void load(asked);
+  else void showKept();
 
   const [shelf, api] = await Promise.all([fetchShelf(), fetchApiModel()]);
   apiModel = api;
   byId("compare-label", HTMLElement).hidden = api === undefined;
-  byId("shelf-list", HTMLElement).replaceChildren(...shelf.map(shelfRow));
+  byId("shelf-list", HTMLElement).replaceChildren(
+    ...shelf.map(({ name, url, sizeBytes }) =>
+      fileRow(name, url, sizeBytes === undefined ? "" : formatBytes(sizeBytes)),
+    ),
+  );
   byId("shelf", HTMLElement).hidden = shelf.length === 0;
   // With the API there, this is fledgling serve, and its one model is what the page is open for.
   const only = shelf.length === 1 ? shelf[0] : undefined;

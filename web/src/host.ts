@@ -4,14 +4,22 @@
  * Knows neither `self` nor the real wasm module, so that it runs under node with a fake of either.
  */
 
-import { FledglingError, toErrorData, type ErrorData } from "./errors.js";
+import { FledglingError, toErrorData, type ErrorCode, type ErrorData } from "./errors.js";
 import { unreachable, type LoadRequest, type Request, type Response, type StartRequest } from "./protocol.js";
-import { openSource, Pushed, readChunk, type OpenSource } from "./source.js";
-import type { FinishReason, Timings } from "./types.js";
+import { openSource, Pushed, type OpenSource } from "./source.js";
+import type { FinishReason, Progress, Timings } from "./types.js";
 import type { WasmGeneration, WasmLoader, WasmModel, WasmModule } from "./wasm.js";
 
 /** Progress is reported at most this often. */
 const progressIntervalMs = 50;
+
+/** What is wrong with the file itself, so that keeping it would only fail again. */
+const refusals: ReadonlySet<ErrorCode> = new Set([
+  "not-gguf",
+  "truncated",
+  "unsupported-model",
+  "no-tokenizer",
+]);
 
 interface Active {
   readonly id: number;
@@ -97,18 +105,17 @@ export class Host {
       if (loader.status === "fulfilled") loader.value.free();
       throw opened.reason;
     }
+    const open = opened.value;
     try {
       if (loader.status === "rejected") throw loader.reason;
-      const loadedBytes = await this.#feed(id, opened.value, loader.value);
-      this.#post({
-        type: "progress",
-        id,
-        progress: { phase: "prepare", loadedBytes, totalBytes: loadedBytes },
-      });
+      const loadedBytes = await this.#feed(id, open, loader.value);
+      const { fromCache } = open;
+      this.#report(id, { phase: "prepare", loadedBytes, totalBytes: loadedBytes, fromCache });
       this.#model = await loader.value.finish(nCtx);
     } catch (thrown) {
       // Nobody reads on: let go of the connection, and of a page that still sends chunks.
-      await opened.value.reader.cancel(thrown).catch(() => undefined);
+      await open.chunks.return().catch(() => undefined);
+      if (refusals.has(toErrorData(thrown).code)) await open.discard();
       throw thrown;
     }
     this.#post({ type: "loaded", id, info: this.#model.info, device: this.#model.device });
@@ -118,25 +125,29 @@ export class Host {
   async #feed(id: number, open: OpenSource, loader: WasmLoader): Promise<number> {
     let loadedBytes = 0;
     let reportedAt = -Infinity;
+    const report = (): void => {
+      const totalBytes = open.totalBytes ?? loader.fileBytes ?? null;
+      this.#report(id, { phase: "download", loadedBytes, totalBytes, fromCache: open.fromCache });
+    };
     try {
-      for (;;) {
-        const chunk = await readChunk(open);
+      for await (const chunk of open.chunks) {
+        loader.push(chunk);
+        loadedBytes += chunk.byteLength;
         const now = performance.now();
-        if (chunk) {
-          loader.push(chunk);
-          loadedBytes += chunk.byteLength;
-        }
-        if (!chunk || now - reportedAt >= progressIntervalMs) {
-          reportedAt = now;
-          const totalBytes = open.totalBytes ?? loader.fileBytes ?? null;
-          this.#post({ type: "progress", id, progress: { phase: "download", loadedBytes, totalBytes } });
-        }
-        if (!chunk) return loadedBytes;
+        if (now - reportedAt < progressIntervalMs) continue;
+        reportedAt = now;
+        report();
       }
+      report();
+      return loadedBytes;
     } catch (thrown) {
       if (!(thrown instanceof WebAssembly.RuntimeError)) loader.free();
       throw thrown;
     }
+  }
+
+  #report(id: number, progress: Progress): void {
+    this.#post({ type: "progress", id, progress });
   }
 
   async #start({ id, prompt, options }: StartRequest): Promise<void> {

@@ -10,6 +10,7 @@
  * The model lives in a worker of its own; nothing is requested from anywhere but the given source.
  */
 
+import { Cache, type CachedFile } from "./cache.js";
 import { Connection, type WorkerLike } from "./connection.js";
 import { FledglingError } from "./errors.js";
 import { Generation, Turn } from "./generation.js";
@@ -17,6 +18,7 @@ import type { Source } from "./protocol.js";
 import type { Device, GenerateOptions, LoadOptions, Message, ModelInfo, ModelSource } from "./types.js";
 
 export { FledglingError, errorCodes, type ErrorCode } from "./errors.js";
+export type { CachedFile } from "./cache.js";
 export { Generation } from "./generation.js";
 export type * from "./types.js";
 
@@ -48,7 +50,7 @@ export class Fledgling {
   static async loadIn(
     worker: WorkerLike,
     source: ModelSource,
-    { device = "auto", nCtx, onProgress, signal }: LoadOptions = {},
+    { device = "auto", nCtx, cache = false, onProgress, signal }: LoadOptions = {},
   ): Promise<Fledgling> {
     const connection = new Connection(worker);
     const aborted = new FledglingError("disposed", "the loading was aborted");
@@ -59,7 +61,7 @@ export class Fledgling {
     try {
       signal?.throwIfAborted();
       const loaded = connection.ask(
-        { type: "load", source: describe(source), device, nCtx },
+        { type: "load", source: describe(source, cache), device, nCtx },
         "loaded",
         (response) => {
           if (response.type === "progress") onProgress?.(response.progress);
@@ -74,6 +76,16 @@ export class Fledgling {
     } finally {
       signal?.removeEventListener("abort", abort);
     }
+  }
+
+  /** The files that `cache: true` has kept in this browser. */
+  static async cached(): Promise<CachedFile[]> {
+    return (await (await Cache.open())?.list()) ?? [];
+  }
+
+  /** Deletes a kept file. */
+  static async forget(url: string): Promise<void> {
+    await (await Cache.open())?.delete(url);
   }
 
   /** Continues a text. */
@@ -98,13 +110,13 @@ export class Fledgling {
   }
 }
 
-function describe(source: ModelSource): Source {
+function describe(source: ModelSource, cache: boolean): Source {
   if (source instanceof ReadableStream) return { kind: "pushed" };
   if (source instanceof Blob) return { kind: "blob", blob: source };
   if (source instanceof ArrayBuffer) return { kind: "blob", blob: new Blob([source]) };
   // The worker's own base address differs from the page's.
   const base = "document" in globalThis ? document.baseURI : undefined;
-  return { kind: "url", url: new URL(source, base).href };
+  return { kind: "url", url: new URL(source, base).href, cache };
 }
 
 /** Sends a stream chunk by chunk, each when the engine has taken the one before. */

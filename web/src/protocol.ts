@@ -22,7 +22,7 @@ import type {
 } from "./types.js";
 
 export type Source =
-  | { readonly kind: "url"; readonly url: string }
+  | { readonly kind: "url"; readonly url: string; readonly cache: boolean }
   | { readonly kind: "blob"; readonly blob: Blob }
   /** Bytes follow as `chunk` requests, then `end`. */
   | { readonly kind: "pushed" };

@@ -37,6 +37,8 @@ export interface Progress {
   readonly phase: "download" | "prepare";
   readonly loadedBytes: number;
   readonly totalBytes: number | null;
+  /** True when the bytes come from the browser's own storage. */
+  readonly fromCache: boolean;
 }
 
 /** What a model can be loaded from. A `string` is resolved against the page's address. */
@@ -46,6 +48,11 @@ export interface LoadOptions {
   device?: DeviceChoice;
   /** The context in tokens; not given, the model's own. A smaller one needs less memory. */
   nCtx?: number;
+  /**
+   * Keep what is downloaded from a URL in the browser's storage, take it from there next time, and go on
+   * with a download that broke off. The server is asked whether its file is still the same. Default: false.
+   */
+  cache?: boolean;
   onProgress?: (progress: Progress) => void;
   signal?: AbortSignal;
 }

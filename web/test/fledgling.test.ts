@@ -3,67 +3,15 @@
 import { createServer, type Server } from "node:http";
 import type { AddressInfo } from "node:net";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
-import type { WorkerLike } from "../src/connection.js";
-import { Host } from "../src/host.js";
-import { Fledgling, FledglingError } from "../src/index.js";
-import type { Request, Response } from "../src/protocol.js";
+import { Fledgling } from "../src/index.js";
 import type { Progress } from "../src/types.js";
-import type { WasmModule } from "../src/wasm.js";
 import * as fakeWasm from "./fake-wasm.js";
-
-/** A worker that runs in this thread behind a `MessageChannel`. */
-class FakeWorker extends EventTarget {
-  readonly requests: Request[] = [];
-  terminated = false;
-  readonly #channel = new MessageChannel();
-
-  constructor(importWasm: () => Promise<WasmModule> = () => Promise.resolve(fakeWasm)) {
-    super();
-    const { port1, port2 } = this.#channel;
-    const host = new Host(
-      (response: Response) => {
-        port2.postMessage(response);
-      },
-      importWasm,
-      () => new Promise(setImmediate),
-    );
-    port2.onmessage = (event: MessageEvent<Request>) => {
-      this.requests.push(event.data);
-      void host.handle(event.data);
-    };
-    port1.onmessage = (event: MessageEvent<Response>) => {
-      this.dispatchEvent(new MessageEvent("message", { data: event.data }));
-    };
-  }
-
-  postMessage(message: Request): void {
-    this.#channel.port1.postMessage(message);
-  }
-
-  crash(message: string): void {
-    this.dispatchEvent(Object.assign(new Event("error"), { message }));
-  }
-
-  terminate(): void {
-    this.terminated = true;
-    this.#channel.port1.close();
-  }
-}
-
-const asWorker = (worker: FakeWorker): WorkerLike => worker as unknown as WorkerLike;
+import { asWorker, codeOf, FakeWorker } from "./fake-worker.js";
 
 const gguf = new TextEncoder().encode("GGUF____________________________");
 
 async function load(worker = new FakeWorker()): Promise<Fledgling> {
   return Fledgling.loadIn(asWorker(worker), new Blob([gguf]));
-}
-
-async function codeOf(promise: Promise<unknown>): Promise<string> {
-  const thrown: unknown = await promise.then(
-    () => "nothing was thrown",
-    (error: unknown) => error,
-  );
-  return thrown instanceof FledglingError ? thrown.code : String(thrown);
 }
 
 async function collect<T>(pieces: AsyncIterable<T>): Promise<T[]> {
@@ -94,6 +42,7 @@ describe("load", () => {
       phase: "prepare",
       loadedBytes: gguf.length,
       totalBytes: gguf.length,
+      fromCache: false,
     });
   });
 
