@@ -4,6 +4,12 @@
 //! rows. Decode reads blocks where they lie. Prefill unpacks eight rows to i16 once, in an order in which a lane is a row,
 //! and runs four tokens at a time over them: no horizontal sums, and weights are read once for all tokens.
 
+#![allow(
+    clippy::inline_always,
+    reason = "an intrinsic is inlined only where its instruction set is enabled: all between it and the table's entry must be inlined"
+)]
+#![allow(clippy::wildcard_imports, reason = "some eighty intrinsics, whose names cannot clash")]
+
 use super::{
     Isa,
     kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
@@ -182,7 +188,10 @@ impl F32x16 for Lanes {
         // SAFETY: AVX2 by the contract.
         unsafe {
             let eight = _mm256_add_ps(self.0, self.1);
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let four = _mm_add_ps(
+                _mm256_castps256_ps128(eight),
+                _mm256_extractf128_ps::<1>(eight),
+            );
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
         }
@@ -196,7 +205,9 @@ unsafe fn quantize_blocks(x: &[f32], out: &mut [QuantBlock]) {
         unsafe {
             let x = [0, 1, 2, 3].map(|i| _mm256_loadu_ps(x.as_ptr().add(8 * i)));
             let amax = max_magnitude(x);
-            block.scale = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(_mm_set_ss(amax / 127.0))));
+            block.scale = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(
+                _mm_set_ss(amax / 127.0),
+            )));
             if !(block.scale > 0.0 && block.scale.is_finite()) {
                 (block.q, block.sum) = ([0; BLOCK], 0);
                 continue;
@@ -205,9 +216,13 @@ unsafe fn quantize_blocks(x: &[f32], out: &mut [QuantBlock]) {
             let q = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse))); // ties to even by the default mode
             let sum = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
             block.sum = sum_i32(sum);
-            let packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+            let packed = _mm256_packs_epi16(
+                _mm256_packs_epi32(q[0], q[1]),
+                _mm256_packs_epi32(q[2], q[3]),
+            );
             // Packing works in halves of 128 bits: put the groups of four back in order.
-            let in_order = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            let in_order =
+                _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
             _mm256_storeu_si256(block.q.as_mut_ptr().cast(), in_order);
         }
     }
@@ -221,7 +236,10 @@ unsafe fn max_magnitude(x: [__m256; 4]) -> f32 {
         let mask = _mm256_set1_epi32(0x7fff_ffff);
         let [a, b, c, d] = x.map(|x| _mm256_and_si256(_mm256_castps_si256(x), mask));
         let eight = _mm256_max_epi32(_mm256_max_epi32(a, b), _mm256_max_epi32(c, d));
-        let four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256::<1>(eight));
+        let four = _mm_max_epi32(
+            _mm256_castsi256_si128(eight),
+            _mm256_extracti128_si256::<1>(eight),
+        );
         let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
         let one = _mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two));
         _mm_cvtss_f32(_mm_castsi128_ps(one))
@@ -239,7 +257,13 @@ unsafe fn sum_i32(x: __m256i) -> i32 {
 }
 
 #[inline(always)]
-unsafe fn matmul_rows(w: &Matrix, rows: Range<usize>, x: &Activations, out: &mut Columns<'_>, scratch: &mut Scratch) {
+unsafe fn matmul_rows(
+    w: &Matrix,
+    rows: Range<usize>,
+    x: &Activations,
+    out: &mut Columns<'_>,
+    scratch: &mut Scratch,
+) {
     // SAFETY: AVX2 and F16C by the table.
     unsafe {
         match w.dtype {
@@ -255,7 +279,12 @@ unsafe fn matmul_rows(w: &Matrix, rows: Range<usize>, x: &Activations, out: &mut
 
 /// Four rows at a time, and the tokens over them while they are in the first cache.
 #[inline(always)]
-unsafe fn matmul_floats<E: Element>(w: &Matrix, rows: Range<usize>, x: &Activations, out: &mut Columns<'_>) {
+unsafe fn matmul_floats<E: Element>(
+    w: &Matrix,
+    rows: Range<usize>,
+    x: &Activations,
+    out: &mut Columns<'_>,
+) {
     let row = |r: usize| w.row(r).as_ptr().cast::<E>();
     let mut r = rows.start;
     while r < rows.end {
@@ -265,7 +294,8 @@ unsafe fn matmul_floats<E: Element>(w: &Matrix, rows: Range<usize>, x: &Activati
             if r + 4 <= rows.end {
                 let w = [row(r), row(r + 1), row(r + 2), row(r + 3)];
                 for t in 0..x.n_rows {
-                    out.row_mut(t)[column..column + 4].copy_from_slice(&vector::dots::<Lanes, E, 4>(w, x.row(t)));
+                    out.row_mut(t)[column..column + 4]
+                        .copy_from_slice(&vector::dots::<Lanes, E, 4>(w, x.row(t)));
                 }
                 r += 4;
             } else {
@@ -315,7 +345,9 @@ impl Weight for BlockQ8_0 {
     #[inline(always)]
     unsafe fn unpack(&self) -> [__m256i; 2] {
         // SAFETY: AVX2 by the contract; both halves lie within `qs`.
-        unsafe { [0, 16].map(|i| _mm256_cvtepi8_epi16(_mm_loadu_si128(self.qs.as_ptr().add(i).cast()))) }
+        unsafe {
+            [0, 16].map(|i| _mm256_cvtepi8_epi16(_mm_loadu_si128(self.qs.as_ptr().add(i).cast())))
+        }
     }
 }
 
@@ -364,7 +396,10 @@ unsafe fn nibbles(qs: &[u8; 16]) -> [__m128i; 2] {
     // SAFETY: AVX2 by the caller; a load of sixteen.
     unsafe {
         let (bytes, mask) = (_mm_loadu_si128(qs.as_ptr().cast()), _mm_set1_epi8(15));
-        [_mm_and_si128(bytes, mask), _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask)]
+        [
+            _mm_and_si128(bytes, mask),
+            _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask),
+        ]
     }
 }
 
@@ -428,7 +463,10 @@ struct RowGroup<'a, W> {
 impl<'a, W: Weight> RowGroup<'a, W> {
     fn new(w: &'a Matrix, r: usize) -> Self {
         let blocks = crate::quant::blocks(&w.bytes[r * w.row_bytes..][..ROWS * w.row_bytes]);
-        Self { blocks, n_blocks: blocks.len() / ROWS }
+        Self {
+            blocks,
+            n_blocks: blocks.len() / ROWS,
+        }
     }
 
     /// Block `b` of row `i`.
@@ -450,7 +488,16 @@ impl<'a, W: Weight> RowGroup<'a, W> {
         // SAFETY: as the caller's.
         unsafe {
             let h = |i| i16::from_le_bytes(field(self.block(i, b)));
-            _mm256_cvtph_ps(_mm_setr_epi16(h(0), h(1), h(2), h(3), h(4), h(5), h(6), h(7)))
+            _mm256_cvtph_ps(_mm_setr_epi16(
+                h(0),
+                h(1),
+                h(2),
+                h(3),
+                h(4),
+                h(5),
+                h(6),
+                h(7),
+            ))
         }
     }
 
@@ -527,7 +574,12 @@ unsafe fn accumulate(acc: __m256, isum: __m256i, d: __m256, x: &QuantBlock) -> _
 #[inline(always)]
 unsafe fn accumulate_min(acc: __m256, m: __m256, x: &QuantBlock) -> __m256 {
     // SAFETY: AVX2 by the caller.
-    unsafe { _mm256_add_ps(acc, _mm256_mul_ps(m, _mm256_set1_ps(x.scale * x.sum as f32))) }
+    unsafe {
+        _mm256_add_ps(
+            acc,
+            _mm256_mul_ps(m, _mm256_set1_ps(x.scale * x.sum as f32)),
+        )
+    }
 }
 
 /// The sum of each vector's lanes: eight vectors to one.
@@ -538,7 +590,10 @@ unsafe fn sum_each(v: [__m256i; 8]) -> __m256i {
         let pairs = |i: usize| _mm256_hadd_epi32(v[i], v[i + 1]);
         let low = _mm256_hadd_epi32(pairs(0), pairs(2));
         let high = _mm256_hadd_epi32(pairs(4), pairs(6));
-        _mm256_add_epi32(_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high))
+        _mm256_add_epi32(
+            _mm256_permute2x128_si256::<0x20>(low, high),
+            _mm256_permute2x128_si256::<0x31>(low, high),
+        )
     }
 }
 
@@ -562,7 +617,16 @@ unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
         let (a, b) = (quads(0), quads(4));
         let first = |c: usize| _mm256_permute2x128_si256::<0x20>(a[c], b[c]);
         let second = |c: usize| _mm256_permute2x128_si256::<0x31>(a[c], b[c]);
-        [first(0), first(1), first(2), first(3), second(0), second(1), second(2), second(3)]
+        [
+            first(0),
+            first(1),
+            first(2),
+            first(3),
+            second(0),
+            second(1),
+            second(2),
+            second(3),
+        ]
     }
 }
 
@@ -596,9 +660,17 @@ unsafe fn matmul_tile<W: Weight>(x: &Activations, scratch: &Scratch, out: &mut C
 
 /// `T` tokens from `first`.
 #[inline(always)]
-unsafe fn dot_tile<W: Weight, const T: usize>(x: &Activations, scratch: &Scratch, first: usize, out: &mut Columns<'_>) {
+unsafe fn dot_tile<W: Weight, const T: usize>(
+    x: &Activations,
+    scratch: &Scratch,
+    first: usize,
+    out: &mut Columns<'_>,
+) {
     let n_blocks = x.n_cols / BLOCK;
-    assert!(scratch.tile.len() == n_blocks * ROWS * BLOCK && scratch.x.len() == x.n_rows * x.n_cols, "unpacked");
+    assert!(
+        scratch.tile.len() == n_blocks * ROWS * BLOCK && scratch.x.len() == x.n_rows * x.n_cols,
+        "unpacked"
+    );
     let blocks = &x.blocks[first * n_blocks..][..T * n_blocks];
     // SAFETY: AVX2 by the caller; indices stay below the lengths checked.
     unsafe {
@@ -610,7 +682,9 @@ unsafe fn dot_tile<W: Weight, const T: usize>(x: &Activations, scratch: &Scratch
             for pair in 0..BLOCK / 2 {
                 let w = _mm256_loadu_si256(tile.add(pair * 2 * ROWS).cast());
                 for (t, isum) in isum.iter_mut().enumerate() {
-                    let x = x16.add(t * (x.n_cols / 2) + b * (BLOCK / 2) + pair).read_unaligned();
+                    let x = x16
+                        .add(t * (x.n_cols / 2) + b * (BLOCK / 2) + pair)
+                        .read_unaligned();
                     *isum = _mm256_add_epi32(*isum, _mm256_madd_epi16(w, _mm256_set1_epi32(x)));
                 }
             }

@@ -161,15 +161,20 @@ impl Ops {
         }
         y.resize(n_rows * w.n_rows, 0.0);
         let x = &*x;
-        self.pool
-            .for_columns(y, w.n_rows, ROW_STEP, &mut self.scratch, |range, mut out, scratch| {
+        self.pool.for_columns(
+            y,
+            w.n_rows,
+            ROW_STEP,
+            &mut self.scratch,
+            |range, mut out, scratch| {
                 w.for_parts(range.clone(), |part, rows, columns| {
                     (kernels.matmul)(part, rows, x, &mut out.narrow(columns), scratch);
                 });
                 if !w.bias.is_empty() {
                     add_bias(kernels, &w.bias[range], n_rows, &mut out);
                 }
-            });
+            },
+        );
         self.check(y, || {
             w.parts
                 .iter()

@@ -21,7 +21,13 @@ pub(crate) struct Kernels {
     /// Quantises one row of activations (rule 3).
     pub(crate) quantize_row: fn(x: &[f32], out: &mut [QuantBlock]),
     /// `out[t][r] = W[rows.start + r] · x[t]`: W (N, K) @ x (T, K) -> out (T, rows)
-    pub(crate) matmul: fn(w: &Matrix, rows: Range<usize>, x: &Activations, out: &mut Columns<'_>, scratch: &mut Scratch),
+    pub(crate) matmul: fn(
+        w: &Matrix,
+        rows: Range<usize>,
+        x: &Activations,
+        out: &mut Columns<'_>,
+        scratch: &mut Scratch,
+    ),
     /// RMSNorm. [C] -> [C]
     pub(crate) rms_norm: fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     /// LayerNorm. [C] -> [C]

@@ -12,6 +12,8 @@ pub mod math;
 mod pool;
 mod scalar;
 mod session;
+#[cfg(test)]
+mod tests;
 mod vector;
 mod weights;
 

@@ -418,7 +418,8 @@ mod tests {
             let mut out = [0u8; 3];
             // Each piece waits until all three are under way, which needs all three threads.
             let arrived = AtomicUsize::new(0);
-            pool.for_chunks_with(&mut out, 1, &mut counts, |_, _, _| {
+            pool.for_chunks_with(&mut out, 1, &mut counts, |_, _, mine| {
+                *mine += 1;
                 arrived.fetch_add(1, Ordering::SeqCst);
                 while arrived.load(Ordering::SeqCst) < 3 {
                     std::thread::yield_now();
@@ -433,14 +434,20 @@ mod tests {
         let mut pool = Pool::new(3).unwrap();
         for n_cols in [1, 7, 8, 9, 64, 100, 1000] {
             let mut out = vec![0.0f32; 3 * n_cols];
-            pool.for_columns(&mut out, n_cols, 8, &mut [(); 3], |range, mut columns, ()| {
-                assert!(range.start % 8 == 0);
-                for t in 0..3 {
-                    for (x, c) in columns.row_mut(t).iter_mut().zip(range.clone()) {
-                        *x += (t * n_cols + c + 1) as f32;
+            pool.for_columns(
+                &mut out,
+                n_cols,
+                8,
+                &mut [(); 3],
+                |range, mut columns, ()| {
+                    assert!(range.start % 8 == 0);
+                    for t in 0..3 {
+                        for (x, c) in columns.row_mut(t).iter_mut().zip(range.clone()) {
+                            *x += (t * n_cols + c + 1) as f32;
+                        }
                     }
-                }
-            });
+                },
+            );
             assert!(
                 out.iter().enumerate().all(|(i, &x)| x == (i + 1) as f32),
                 "{n_cols} columns"

@@ -6,6 +6,11 @@
 //! All functions here are `inline(always)`, so that they are compiled with the instruction set of the function that
 //! calls them: an entry of its module's [`super::kernels::Kernels`].
 
+#![allow(
+    clippy::inline_always,
+    reason = "an intrinsic is inlined only where its instruction set is enabled: all between it and the table's entry must be inlined"
+)]
+
 use super::{
     kernels::KvRows,
     math::{EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LANES, LN2_HI, LN2_LO, fold_lanes},
@@ -106,7 +111,10 @@ unsafe fn finish<V: F32x16>(sum: V, tail: impl ExactSizeIterator<Item = f32>) ->
 /// # Safety
 /// Each pointer is valid for `x.len()` elements of any alignment; the instruction set is there.
 #[inline(always)]
-pub(crate) unsafe fn dots<V: F32x16, E: Element, const R: usize>(w: [*const E; R], x: &[f32]) -> [f32; R] {
+pub(crate) unsafe fn dots<V: F32x16, E: Element, const R: usize>(
+    w: [*const E; R],
+    x: &[f32],
+) -> [f32; R] {
     let whole = x.len() / LANES * LANES;
     // SAFETY: indices stay below `x.len()`.
     unsafe {
@@ -122,7 +130,12 @@ pub(crate) unsafe fn dots<V: F32x16, E: Element, const R: usize>(w: [*const E; R
         let mut out = [0.0; R];
         for ((out, sum), w) in out.iter_mut().zip(sums).zip(w) {
             let tail = &x[whole..];
-            *out = finish(sum, tail.iter().enumerate().map(|(j, x)| w.add(whole + j).read_unaligned().get() * x));
+            *out = finish(
+                sum,
+                tail.iter()
+                    .enumerate()
+                    .map(|(j, x)| w.add(whole + j).read_unaligned().get() * x),
+            );
         }
         out
     }
@@ -136,7 +149,9 @@ pub(crate) unsafe fn exp<V: F32x16>(x: V) -> V {
     unsafe {
         let clamped = V::splat(EXP_MAX).less(x);
         let n = clamped.mul(V::splat(std::f32::consts::LOG2_E)).round();
-        let r = clamped.sub(n.mul(V::splat(LN2_HI))).sub(n.mul(V::splat(LN2_LO)));
+        let r = clamped
+            .sub(n.mul(V::splat(LN2_HI)))
+            .sub(n.mul(V::splat(LN2_LO)));
         let mut p = V::splat(EXP_POLY[0]);
         for &c in &EXP_POLY[1..] {
             p = p.mul(r).add(V::splat(c));
@@ -163,7 +178,9 @@ pub(crate) unsafe fn rms_norm<V: F32x16>(x: &[f32], weight: &[f32], eps: f32, ou
         let mean_square = finish(sum, x[whole..].iter().map(|x| x * x)) / n as f32;
         let scale = 1.0 / (mean_square + eps).sqrt();
         for i in (0..whole).step_by(LANES) {
-            let y = V::load(x.as_ptr().add(i)).mul(V::splat(scale)).mul(V::load(weight.as_ptr().add(i)));
+            let y = V::load(x.as_ptr().add(i))
+                .mul(V::splat(scale))
+                .mul(V::load(weight.as_ptr().add(i)));
             y.store(out.as_mut_ptr().add(i));
         }
         for i in whole..n {
@@ -175,9 +192,18 @@ pub(crate) unsafe fn rms_norm<V: F32x16>(x: &[f32], weight: &[f32], eps: f32, ou
 /// # Safety
 /// The instruction set is there.
 #[inline(always)]
-pub(crate) unsafe fn layer_norm<V: F32x16>(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) {
+pub(crate) unsafe fn layer_norm<V: F32x16>(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    out: &mut [f32],
+) {
     let n = x.len();
-    assert!(weight.len() == n && bias.len() == n && out.len() == n, "one width");
+    assert!(
+        weight.len() == n && bias.len() == n && out.len() == n,
+        "one width"
+    );
     let whole = n / LANES * LANES;
     // SAFETY: indices stay below `n`.
     unsafe {
@@ -191,11 +217,16 @@ pub(crate) unsafe fn layer_norm<V: F32x16>(x: &[f32], weight: &[f32], bias: &[f3
             let c = V::load(x.as_ptr().add(i)).sub(V::splat(mean));
             squares = squares.add(c.mul(c));
         }
-        let variance = finish(squares, x[whole..].iter().map(|x| (x - mean) * (x - mean))) / n as f32;
+        let variance =
+            finish(squares, x[whole..].iter().map(|x| (x - mean) * (x - mean))) / n as f32;
         let scale = 1.0 / (variance + eps).sqrt();
         for i in (0..whole).step_by(LANES) {
-            let c = V::load(x.as_ptr().add(i)).sub(V::splat(mean)).mul(V::splat(scale));
-            let y = c.mul(V::load(weight.as_ptr().add(i))).add(V::load(bias.as_ptr().add(i)));
+            let c = V::load(x.as_ptr().add(i))
+                .sub(V::splat(mean))
+                .mul(V::splat(scale));
+            let y = c
+                .mul(V::load(weight.as_ptr().add(i)))
+                .add(V::load(bias.as_ptr().add(i)));
             y.store(out.as_mut_ptr().add(i));
         }
         for i in whole..n {
@@ -216,7 +247,8 @@ pub(crate) unsafe fn silu_mul<V: F32x16>(gate: &[f32], up: &[f32], out: &mut [f3
         for i in (0..whole).step_by(LANES) {
             let g = V::load(gate.as_ptr().add(i));
             let silu = g.div(V::splat(1.0).add(exp(g.neg())));
-            silu.mul(V::load(up.as_ptr().add(i))).store(out.as_mut_ptr().add(i));
+            silu.mul(V::load(up.as_ptr().add(i)))
+                .store(out.as_mut_ptr().add(i));
         }
     }
     scalar::silu_mul(&gate[whole..], &up[whole..], &mut out[whole..]);
@@ -245,7 +277,13 @@ pub(crate) unsafe fn gelu<V: F32x16>(x: &[f32], out: &mut [f32]) {
 /// # Safety
 /// The instruction set is there.
 #[inline(always)]
-pub(crate) unsafe fn attend<V: F32x16>(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]) {
+pub(crate) unsafe fn attend<V: F32x16>(
+    q: &[f32],
+    k: KvRows<'_>,
+    v: KvRows<'_>,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
     // SAFETY: passed on.
     unsafe {
         match (k, v) {
@@ -258,9 +296,18 @@ pub(crate) unsafe fn attend<V: F32x16>(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, 
 
 /// q (D), k (n, D), v (n, D) -> out (D)
 #[inline(always)]
-unsafe fn attend_to<V: F32x16, E: Element>(q: &[f32], k: &[E], v: &[E], scores: &mut [f32], out: &mut [f32]) {
+unsafe fn attend_to<V: F32x16, E: Element>(
+    q: &[f32],
+    k: &[E],
+    v: &[E],
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
     let (n, d) = (scores.len(), q.len());
-    assert!(k.len() == n * d && v.len() == n * d && out.len() == d, "n positions of one head");
+    assert!(
+        k.len() == n * d && v.len() == n * d && out.len() == d,
+        "n positions of one head"
+    );
     let scale = 1.0 / (d as f32).sqrt();
     // SAFETY: rows and lanes stay within the lengths asserted.
     unsafe {
@@ -278,7 +325,10 @@ unsafe fn attend_to<V: F32x16, E: Element>(q: &[f32], k: &[E], v: &[E], scores: 
             i += LANES;
         }
         for i in i..d {
-            let sum = scores.iter().enumerate().fold(0.0, |sum, (t, p)| sum + p * v[t * d + i].get());
+            let sum = scores
+                .iter()
+                .enumerate()
+                .fold(0.0, |sum, (t, p)| sum + p * v[t * d + i].get());
             out[i] = sum * inverse;
         }
     }
@@ -296,7 +346,10 @@ unsafe fn softmax_sum<V: F32x16>(scores: &mut [f32]) -> f32 {
         }
         let mut lanes = [0.0; LANES];
         max.store(lanes.as_mut_ptr());
-        let max = lanes.iter().chain(&scores[whole..]).fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
+        let max = lanes
+            .iter()
+            .chain(&scores[whole..])
+            .fold(f32::NEG_INFINITY, |m, &s| if s > m { s } else { m });
         let mut sum = V::splat(0.0);
         for i in (0..whole).step_by(LANES) {
             let p = exp(V::load(scores.as_ptr().add(i)).sub(V::splat(max)));
@@ -329,7 +382,8 @@ unsafe fn weighted_sum<V: F32x16, E: Element, const N: usize>(
             }
         }
         for (j, sum) in sums.into_iter().enumerate() {
-            sum.mul(V::splat(inverse)).store(out.as_mut_ptr().add(j * LANES));
+            sum.mul(V::splat(inverse))
+                .store(out.as_mut_ptr().add(j * LANES));
         }
     }
 }
