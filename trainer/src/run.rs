@@ -1,1 +1,400 @@
-//! What a training run leaves behind, readable without Burn.
+//! What a training run leaves behind, readable without Burn: `runs/NAME/` with
+//!
+//! - `run.json`: the [`Record`]: name, mode, base, size of the LoRA, how the validation went;
+//! - `config.toml`: the resolved config;
+//! - `header.gguf`: the header of the model as a GGUF file (spec, tokenizer, chat template), without data;
+//! - `model.safetensors` (all weights, Hugging Face's names and layout) or `adapter.safetensors` (LoRA, PEFT's names);
+//! - `metrics.jsonl`, and `state.safetensors` for `--resume`.
+
+use anyhow::{Context, Result, bail, ensure};
+use bytes::Bytes;
+use fledgling_core::{
+    gguf::{Gguf, Header, Layout, Metadata, TensorDecl},
+    quant::DType,
+    spec::{HfLayout, ModelSpec, TensorEntry, tensor_table},
+};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// Version of the files' meaning.
+pub const FORMAT: u32 = 1;
+/// Name of the [`Record`]'s file.
+pub const RECORD_FILE: &str = "run.json";
+/// Name of the header's file.
+pub const HEADER_FILE: &str = "header.gguf";
+/// Name of the file of all weights.
+pub const MODEL_FILE: &str = "model.safetensors";
+/// Name of the file of a LoRA.
+pub const ADAPTER_FILE: &str = "adapter.safetensors";
+/// Where the frequency divisors of rotary positions go beside the weights.
+const ROPE_FREQS: &str = "rope_freqs.weight";
+
+/// What is known of a run beside its weights.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// [`FORMAT`].
+    pub format: u32,
+    /// The run's name.
+    pub name: String,
+    /// `scratch`, `full` or `lora`.
+    pub mode: String,
+    /// The model it started from, or whose tokenizer it took.
+    pub base: Base,
+    /// Size of the LoRA.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraSize>,
+    /// Optimiser steps behind the weights.
+    pub step: u64,
+    /// Held-out perplexity before the first step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_perplexity_before: Option<f64>,
+    /// Held-out perplexity of the weights.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub valid_perplexity: Option<f64>,
+}
+
+/// The file a run started from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Base {
+    /// What the config called it.
+    pub name: String,
+    /// The GGUF file.
+    pub path: PathBuf,
+    /// Its SHA-256 in hexadecimal: a LoRA fits this file only.
+    pub sha256: String,
+}
+
+/// Size of a LoRA.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct LoraSize {
+    /// Rank.
+    pub rank: usize,
+    /// The addition is scaled by `alpha / rank`.
+    pub alpha: f64,
+}
+
+impl LoraSize {
+    /// What the product of the two matrices is multiplied by.
+    pub fn scale(&self) -> f64 {
+        self.alpha / self.rank as f64
+    }
+}
+
+/// A finished or interrupted run, opened for export, evaluation or generation.
+#[derive(Debug)]
+pub struct Run {
+    /// The record.
+    pub record: Record,
+    /// The architecture.
+    pub spec: ModelSpec,
+    /// Keys for the GGUF file: spec, tokenizer, chat template, where the model comes from.
+    pub metadata: Metadata,
+    weights: Bytes,
+    base: Option<Gguf>,
+}
+
+/// Whether a folder is a run's.
+pub fn is_run_folder(folder: &Path) -> bool {
+    folder.join(RECORD_FILE).is_file()
+}
+
+/// Opens the folder of a run.
+///
+/// # Errors
+/// When a file is missing or broken, or the base of a LoRA has changed.
+pub fn load_run(folder: &Path) -> Result<Run> {
+    let record = read_record(folder)?;
+    let header_path = folder.join(HEADER_FILE);
+    let header_bytes = std::fs::read(&header_path)
+        .with_context(|| format!("cannot read {}", header_path.display()))?;
+    let header = Header::parse(&header_bytes).with_context(|| header_path.display().to_string())?;
+    let weights_path = folder.join(if record.lora.is_some() {
+        ADAPTER_FILE
+    } else {
+        MODEL_FILE
+    });
+    let weights = fledgling_lambda::mapped_file(&weights_path).with_context(|| {
+        format!(
+            "the run {} has no weights yet: let it train, or continue it with --resume",
+            folder.display()
+        )
+    })?;
+    let mut spec =
+        ModelSpec::from_header(&header).with_context(|| header_path.display().to_string())?;
+    let tensors = SafeTensors::deserialize(&weights)
+        .with_context(|| format!("{} is broken", weights_path.display()))?;
+    let base = match record.lora {
+        Some(_) => {
+            let gguf = open_base(&record.base)?;
+            spec = ModelSpec::from_gguf(&gguf)?;
+            Some(gguf)
+        }
+        None => {
+            if let Ok(view) = tensors.tensor(ROPE_FREQS) {
+                spec.set_rope_freqs(&f32_values(&view)?)?;
+            }
+            None
+        }
+    };
+    Ok(Run {
+        record,
+        spec,
+        metadata: header.metadata,
+        weights,
+        base,
+    })
+}
+
+/// Reads `run.json`.
+///
+/// # Errors
+/// When the folder is no run's, or of a later version.
+pub fn read_record(folder: &Path) -> Result<Record> {
+    let path = folder.join(RECORD_FILE);
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!(
+            "cannot read {}: is {} the folder of a run?",
+            path.display(),
+            folder.display()
+        )
+    })?;
+    let record: Record =
+        serde_json::from_str(&text).with_context(|| format!("{} is broken", path.display()))?;
+    ensure!(
+        record.format == FORMAT,
+        "{}: format {} was written by another version of fledgling, this one reads {FORMAT}",
+        path.display(),
+        record.format
+    );
+    Ok(record)
+}
+
+fn open_base(base: &Base) -> Result<Gguf> {
+    let bytes = fledgling_lambda::mapped_file(&base.path).with_context(|| {
+        format!(
+            "a LoRA needs its base `{}`, and {} cannot be read: put it back there",
+            base.name,
+            base.path.display()
+        )
+    })?;
+    ensure!(
+        sha256_hex(&bytes) == base.sha256,
+        "{} is not the file that this LoRA was trained on: put that one back",
+        base.path.display()
+    );
+    Gguf::parse(bytes).with_context(|| base.path.display().to_string())
+}
+
+/// SHA-256 in hexadecimal.
+pub fn sha256_hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+impl Run {
+    /// Every tensor of the model's GGUF file in file order, f32 in GGUF's layout, with the LoRA merged.
+    pub fn tensors(&self) -> impl Iterator<Item = Result<(TensorEntry, Vec<f32>)>> {
+        tensor_table(&self.spec)
+            .into_iter()
+            .map(|entry| self.values(&entry).map(|values| (entry, values)))
+    }
+
+    /// The values of one tensor, f32 in GGUF's layout, with the LoRA merged.
+    ///
+    /// # Errors
+    /// When the run's file lacks the tensor, or has it in another shape.
+    pub fn values(&self, entry: &TensorEntry) -> Result<Vec<f32>> {
+        let tensors = SafeTensors::deserialize(&self.weights)?;
+        let Some((base, size)) = self.base.as_ref().zip(self.record.lora) else {
+            let values = named_values(&tensors, &entry.hf, &entry.hf_shape())?;
+            return Ok(entry.to_gguf_layout(values));
+        };
+        let mut values = base.tensor_f32(&entry.gguf)?;
+        let (a_name, b_name) = peft_names(entry);
+        if tensors.tensor(&a_name).is_ok() {
+            let [n_out, n_in] = entry.shape[..] else {
+                bail!("`{a_name}` belongs to no matrix")
+            };
+            let a = named_values(&tensors, &a_name, &[size.rank, n_in])?;
+            let b = named_values(&tensors, &b_name, &[n_out, size.rank])?;
+            merge(
+                &mut values,
+                &a,
+                &lora_b_entry(entry, size.rank).to_gguf_layout(b),
+                size,
+                n_in,
+            );
+        }
+        Ok(values)
+    }
+}
+
+/// `W += scale · B A`. W [out, in], A [rank, in], B [out, rank]
+fn merge(w: &mut [f32], a: &[f32], b: &[f32], size: LoraSize, n_in: usize) {
+    let scale = size.scale() as f32;
+    for (row, b_row) in w.chunks_exact_mut(n_in).zip(b.chunks_exact(size.rank)) {
+        for (&b, a_row) in b_row.iter().zip(a.chunks_exact(n_in)) {
+            let factor = scale * b;
+            for (w, &a) in row.iter_mut().zip(a_row) {
+                *w += factor * a;
+            }
+        }
+    }
+}
+
+/// PEFT's names of the A and B matrix of a LoRA on `entry`.
+pub fn peft_names(entry: &TensorEntry) -> (String, String) {
+    let layer = entry.hf.strip_suffix(".weight").unwrap_or(&entry.hf);
+    (
+        format!("base_model.model.{layer}.lora_A.weight"),
+        format!("base_model.model.{layer}.lora_B.weight"),
+    )
+}
+
+/// The B matrix of a LoRA on `entry` as a row of the name table: its rows are those of the matrix, so they are permuted
+/// likewise; it is never transposed, because PEFT keeps it `[out, rank]` for GPT-2 also.
+pub fn lora_b_entry(entry: &TensorEntry, rank: usize) -> TensorEntry {
+    let hf_layout = match entry.hf_layout {
+        HfLayout::RopePermuted { n_head } => HfLayout::RopePermuted { n_head },
+        HfLayout::Same | HfLayout::Transposed => HfLayout::Same,
+    };
+    TensorEntry {
+        shape: vec![entry.shape[0], rank],
+        hf_layout,
+        ..entry.clone()
+    }
+}
+
+fn named_values(tensors: &SafeTensors<'_>, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+    let view = tensors
+        .tensor(name)
+        .with_context(|| format!("the run's weights lack the tensor `{name}`"))?;
+    ensure!(
+        view.shape() == shape,
+        "the run's tensor `{name}` has the shape {:?} instead of {shape:?}",
+        view.shape()
+    );
+    f32_values(&view).with_context(|| format!("the run's tensor `{name}`"))
+}
+
+fn f32_values(view: &TensorView<'_>) -> Result<Vec<f32>> {
+    ensure!(
+        view.dtype() == Dtype::F32,
+        "its type is {:?}, and runs hold f32",
+        view.dtype()
+    );
+    Ok(view
+        .data()
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .copied()
+        .map(f32::from_le_bytes)
+        .collect())
+}
+
+/// The bytes of a safetensors file of f32 tensors, by name, with text beside them.
+///
+/// # Errors
+/// Never for shapes that fit their values.
+pub fn safetensors_bytes(
+    tensors: &BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+    notes: BTreeMap<String, String>,
+) -> Result<Vec<u8>> {
+    let bytes: BTreeMap<&str, (&[usize], Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, (shape, values))| {
+            (
+                name.as_str(),
+                (
+                    shape.as_slice(),
+                    values
+                        .iter()
+                        .flat_map(|value| value.to_le_bytes())
+                        .collect(),
+                ),
+            )
+        })
+        .collect();
+    let views = bytes
+        .iter()
+        .map(|(name, (shape, bytes))| {
+            Ok((*name, TensorView::new(Dtype::F32, shape.to_vec(), bytes)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(safetensors::serialize(
+        views,
+        Some(notes.into_iter().collect()),
+    )?)
+}
+
+/// The tensors and the text of a file of [`safetensors_bytes`].
+///
+/// # Errors
+/// When the bytes are no such file.
+pub fn safetensors_contents(
+    bytes: &[u8],
+) -> Result<(BTreeMap<String, Vec<f32>>, BTreeMap<String, String>)> {
+    let (_, header) = SafeTensors::read_metadata(bytes)?;
+    let notes = header
+        .metadata()
+        .clone()
+        .unwrap_or_default()
+        .into_iter()
+        .collect();
+    let tensors = SafeTensors::deserialize(bytes)?;
+    let values = tensors
+        .iter()
+        .map(|(name, view)| Ok((name.to_owned(), f32_values(&view)?)))
+        .collect::<Result<_>>()?;
+    Ok((values, notes))
+}
+
+/// The bytes of `header.gguf`.
+///
+/// # Errors
+/// When the metadata cannot be a header.
+pub fn header_bytes(spec: &ModelSpec, metadata: Metadata) -> Result<Vec<u8>> {
+    let decl = |entry: TensorEntry| TensorDecl {
+        name: entry.gguf,
+        dtype: DType::F32,
+        shape: entry.shape,
+    };
+    let layout = Layout::new(metadata, tensor_table(spec).into_iter().map(decl))?;
+    let data_offset = layout.header().data_offset_bytes as usize;
+    let mut bytes = Vec::new();
+    drop(layout.write_to(&mut bytes)?);
+    bytes.truncate(data_offset);
+    Ok(bytes)
+}
+
+/// The bytes of `model.safetensors` from values in GGUF's layout.
+///
+/// # Errors
+/// When a tensor is missing.
+pub fn model_bytes(
+    spec: &ModelSpec,
+    mut values: impl FnMut(&TensorEntry) -> Result<Vec<f32>>,
+) -> Result<Vec<u8>> {
+    let mut tensors = BTreeMap::new();
+    for entry in tensor_table(spec) {
+        tensors.insert(
+            entry.hf.clone(),
+            (entry.hf_shape(), entry.to_hf_layout(values(&entry)?)),
+        );
+    }
+    if let Some(freqs) = spec.rope_freqs_tensor() {
+        tensors.insert(ROPE_FREQS.to_owned(), (vec![freqs.len()], freqs.to_vec()));
+    }
+    safetensors_bytes(
+        &tensors,
+        BTreeMap::from([("format".to_owned(), "pt".to_owned())]),
+    )
+}

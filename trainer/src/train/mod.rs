@@ -1,2 +1,9 @@
 //! Training through Burn.
-use burn as _;
+
+pub mod config;
+pub mod data;
+pub mod loss;
+pub mod model;
+pub mod ops;
+pub mod optim;
+pub mod start;

@@ -1,0 +1,563 @@
+//! One TOML file describes a run; `--set section.key=value` overrides a key. Unknown keys are refused with the nearest
+//! known one, numbers are checked against their ranges, and the resolved file is saved with the run.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// A run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Name of the run: its folder under `runs_dir`.
+    pub name: String,
+    /// What is trained.
+    pub mode: Mode,
+    /// The model to start from: a GGUF file, a pulled model's name, a run's folder. For `scratch`, the model whose
+    /// tokenizer is taken.
+    pub base: String,
+    /// Where runs are written.
+    #[serde(default = "default_runs_dir")]
+    pub runs_dir: PathBuf,
+    /// Seed of the initial weights and of the order of the rows.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// Threads; 0 takes all cores.
+    #[serde(default)]
+    pub threads: usize,
+    /// Rows.
+    pub data: DataConfig,
+    /// Optimiser and schedule.
+    #[serde(default)]
+    pub train: TrainConfig,
+    /// Size of the LoRA (mode `lora`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
+    /// Architecture (mode `scratch`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<ModelConfig>,
+}
+
+/// What is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// A new model with random weights.
+    Scratch,
+    /// All weights of the base.
+    Full,
+    /// Low-rank additions to the base's matrices.
+    Lora,
+}
+
+/// Where the rows come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// Files to train on: `.jsonl` chats or `.txt` text.
+    pub train: Vec<PathBuf>,
+    /// Files held out for validation.
+    #[serde(default)]
+    pub valid: Vec<PathBuf>,
+    /// Tokens in a row at most; longer chats lose their end, text is cut into windows of this length.
+    #[serde(default = "default_max_tokens")]
+    pub max_tokens: usize,
+}
+
+/// Optimiser and schedule.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainConfig {
+    /// Passes over the rows; not used when `steps` is given.
+    pub epochs: u64,
+    /// Optimiser steps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Rows in a batch.
+    pub batch: usize,
+    /// Batches whose gradients make one step.
+    pub accumulate: usize,
+    /// Peak learning rate.
+    pub lr: f64,
+    /// How the learning rate falls after the warm-up.
+    pub schedule: Schedule,
+    /// Share of the peak where the schedule ends.
+    pub min_lr_ratio: f64,
+    /// Steps in which the learning rate rises to its peak.
+    pub warmup: u64,
+    /// Share of `lr` by which matrices shrink in a step.
+    pub weight_decay: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Largest common norm of the gradients; 0 does not clip.
+    pub clip: f64,
+    /// Steps between two validations; 0 validates before the first step and after the last only.
+    pub eval_every: u64,
+    /// Steps between two checkpoints; 0 writes one at the end only.
+    pub save_every: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 1,
+            steps: None,
+            batch: 8,
+            accumulate: 1,
+            lr: 1e-3,
+            schedule: Schedule::Cosine,
+            min_lr_ratio: 0.1,
+            warmup: 5,
+            weight_decay: 0.01,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            clip: 1.0,
+            eval_every: 0,
+            save_every: 0,
+        }
+    }
+}
+
+/// How the learning rate falls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Schedule {
+    /// Not at all.
+    Constant,
+    /// In a straight line.
+    Linear,
+    /// Along half a cosine.
+    Cosine,
+}
+
+/// Size of the LoRA.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Rank.
+    pub rank: usize,
+    /// The addition is scaled by `alpha / rank`.
+    pub alpha: f64,
+    /// Matrices of the blocks that get one: parts of GGUF names such as `attn_q` or `ffn_`; empty takes all.
+    pub targets: Vec<String>,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self {
+            rank: 8,
+            alpha: 16.0,
+            targets: Vec::new(),
+        }
+    }
+}
+
+/// Architecture of a model from scratch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// `gpt2` or `llama`.
+    pub family: FamilyName,
+    /// Blocks.
+    pub layers: usize,
+    /// Width of the residual stream.
+    pub width: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads (`llama`); as many as `heads` when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kv_heads: Option<usize>,
+    /// Inner width of the MLP; 4 × width (`gpt2`) or 8/3 × width to the next multiple of 32 (`llama`) when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ff: Option<usize>,
+    /// Positions.
+    pub ctx: usize,
+}
+
+/// Families that can be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FamilyName {
+    /// GPT-2.
+    Gpt2,
+    /// Llama.
+    Llama,
+}
+
+fn default_runs_dir() -> PathBuf {
+    PathBuf::from("runs")
+}
+fn default_seed() -> u64 {
+    1
+}
+fn default_max_tokens() -> usize {
+    512
+}
+
+/// Every key there is, by section, for the advice on a misspelt one. A test holds it to the structs.
+const KEYS: &[(&str, &[&str])] = &[
+    (
+        "",
+        &[
+            "name", "mode", "base", "runs_dir", "seed", "threads", "data", "train", "lora", "model",
+        ],
+    ),
+    ("data", &["train", "valid", "max_tokens"]),
+    (
+        "train",
+        &[
+            "epochs",
+            "steps",
+            "batch",
+            "accumulate",
+            "lr",
+            "schedule",
+            "min_lr_ratio",
+            "warmup",
+            "weight_decay",
+            "beta1",
+            "beta2",
+            "eps",
+            "clip",
+            "eval_every",
+            "save_every",
+        ],
+    ),
+    ("lora", &["rank", "alpha", "targets"]),
+    (
+        "model",
+        &[
+            "family", "layers", "width", "heads", "kv_heads", "ff", "ctx",
+        ],
+    ),
+];
+
+impl Config {
+    /// Reads a file and the overrides of the command line.
+    ///
+    /// # Errors
+    /// With the file, the key, and what is allowed.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the config {}", path.display()))?;
+        Self::parse(&text, overrides).with_context(|| format!("in the config {}", path.display()))
+    }
+
+    /// Reads the text of a config.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
+        let mut table: toml::Table = toml::from_str(text)?;
+        for item in overrides {
+            set(&mut table, item)?;
+        }
+        check_keys(&table)?;
+        let config: Self = table.try_into()?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// The file that describes this run wholly.
+    ///
+    /// # Errors
+    /// Never for a config that was read.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string(self)?)
+    }
+
+    /// The run's folder.
+    pub fn run_dir(&self) -> PathBuf {
+        self.runs_dir.join(&self.name)
+    }
+
+    fn check(&self) -> Result<()> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        ensure!(
+            !self.name.is_empty() && !self.name.starts_with('.') && self.name.chars().all(plain),
+            "name = {:?}: a run's name has letters, digits, `-`, `_` and `.` only, because it is a folder",
+            self.name
+        );
+        ensure!(
+            !self.data.train.is_empty(),
+            "data.train is empty: name at least one .jsonl or .txt file"
+        );
+        ensure!(
+            self.data.max_tokens >= 2,
+            "data.max_tokens = {}: a row needs at least 2 tokens",
+            self.data.max_tokens
+        );
+        self.train.check()?;
+        match (self.mode, &self.model) {
+            (Mode::Scratch, None) => bail!(
+                "mode = \"scratch\" needs a section [model] with family, layers, width, heads and ctx"
+            ),
+            (Mode::Full | Mode::Lora, Some(_)) => {
+                bail!("[model] is for mode = \"scratch\": the base brings its own architecture")
+            }
+            _ => {}
+        }
+        if let Some(model) = &self.model {
+            model.check()?;
+        }
+        if let Some(lora) = &self.lora {
+            ensure!(self.mode == Mode::Lora, "[lora] is for mode = \"lora\"");
+            ensure!(
+                (1..=1024).contains(&lora.rank),
+                "lora.rank = {}: 1 to 1024",
+                lora.rank
+            );
+            ensure!(
+                lora.alpha.is_finite() && lora.alpha > 0.0,
+                "lora.alpha = {}: a number above 0",
+                lora.alpha
+            );
+        }
+        Ok(())
+    }
+}
+
+impl TrainConfig {
+    fn check(&self) -> Result<()> {
+        ensure!(
+            self.epochs >= 1,
+            "train.epochs = {}: at least 1",
+            self.epochs
+        );
+        ensure!(self.steps != Some(0), "train.steps = 0: at least 1");
+        ensure!(
+            (1..=65_536).contains(&self.batch),
+            "train.batch = {}: 1 to 65536",
+            self.batch
+        );
+        ensure!(
+            (1..=65_536).contains(&self.accumulate),
+            "train.accumulate = {}: 1 to 65536",
+            self.accumulate
+        );
+        ensure!(
+            self.lr.is_finite() && self.lr > 0.0 && self.lr <= 10.0,
+            "train.lr = {}: above 0, at most 10",
+            self.lr
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.min_lr_ratio),
+            "train.min_lr_ratio = {}: 0 to 1",
+            self.min_lr_ratio
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.weight_decay),
+            "train.weight_decay = {}: 0 to 1",
+            self.weight_decay
+        );
+        ensure!(
+            (0.0..1.0).contains(&self.beta1),
+            "train.beta1 = {}: 0 up to, not including, 1",
+            self.beta1
+        );
+        ensure!(
+            (0.0..1.0).contains(&self.beta2),
+            "train.beta2 = {}: 0 up to, not including, 1",
+            self.beta2
+        );
+        ensure!(
+            self.eps > 0.0 && self.eps < 1.0,
+            "train.eps = {}: above 0, below 1",
+            self.eps
+        );
+        ensure!(
+            self.clip.is_finite() && self.clip >= 0.0,
+            "train.clip = {}: a positive number, or 0 for none",
+            self.clip
+        );
+        Ok(())
+    }
+}
+
+impl ModelConfig {
+    fn check(&self) -> Result<()> {
+        ensure!(
+            (1..=512).contains(&self.layers),
+            "model.layers = {}: 1 to 512",
+            self.layers
+        );
+        ensure!(
+            (1..=65_536).contains(&self.width),
+            "model.width = {}: 1 to 65536",
+            self.width
+        );
+        ensure!(
+            (2..=1_048_576).contains(&self.ctx),
+            "model.ctx = {}: 2 to 1048576",
+            self.ctx
+        );
+        ensure!(
+            self.heads >= 1 && self.width.is_multiple_of(self.heads),
+            "model.heads = {}: must divide width = {}",
+            self.heads,
+            self.width
+        );
+        let head_dim = self.width / self.heads;
+        let kv_heads = self.kv_heads.unwrap_or(self.heads);
+        ensure!(
+            kv_heads >= 1 && self.heads.is_multiple_of(kv_heads),
+            "model.kv_heads = {kv_heads}: must divide heads = {}",
+            self.heads
+        );
+        match self.family {
+            FamilyName::Gpt2 => ensure!(
+                kv_heads == self.heads,
+                "model.kv_heads is for family = \"llama\""
+            ),
+            FamilyName::Llama => ensure!(
+                head_dim.is_multiple_of(2),
+                "width / heads = {head_dim}: rotary positions need an even number"
+            ),
+        }
+        ensure!(
+            self.ff.is_none_or(|ff| (1..=1_048_576).contains(&ff)),
+            "model.ff: 1 to 1048576"
+        );
+        Ok(())
+    }
+}
+
+/// Applies `section.key=value`; a value that is no TOML is taken as a string.
+fn set(table: &mut toml::Table, item: &str) -> Result<()> {
+    let Some((path, text)) = item.split_once('=') else {
+        bail!("--set {item}: give it as key=value, for example train.lr=1e-3");
+    };
+    let value = toml::from_str::<toml::Table>(&format!("value = {text}"))
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()));
+    let (sections, key) = match path.trim().rsplit_once('.') {
+        Some((sections, key)) => (sections.split('.').collect(), key),
+        None => (Vec::new(), path.trim()),
+    };
+    let mut place = table;
+    for section in sections {
+        let entry = place
+            .entry(section)
+            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        place = entry
+            .as_table_mut()
+            .with_context(|| format!("--set {item}: `{section}` is no section"))?;
+    }
+    place.insert(key.to_owned(), value);
+    Ok(())
+}
+
+fn check_keys(table: &toml::Table) -> Result<()> {
+    check_section(table, "")?;
+    for (name, value) in table {
+        if let Some(section) = value.as_table() {
+            check_section(section, name)?;
+        }
+    }
+    Ok(())
+}
+
+fn check_section(table: &toml::Table, section: &str) -> Result<()> {
+    let known = KEYS
+        .iter()
+        .find(|(name, _)| *name == section)
+        .map_or(&[][..], |(_, keys)| keys);
+    let Some(unknown) = table.keys().find(|key| !known.contains(&key.as_str())) else {
+        return Ok(());
+    };
+    let shown = if section.is_empty() {
+        unknown.clone()
+    } else {
+        format!("{section}.{unknown}")
+    };
+    let nearest = known
+        .iter()
+        .map(|key| (strsim::jaro_winkler(unknown, key), key))
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((similarity, key)) if similarity > 0.7 => {
+            bail!("unknown key `{shown}`: did you mean `{key}`?")
+        }
+        _ => bail!(
+            "unknown key `{shown}`; the keys here are {}",
+            known.join(", ")
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "name='a'\nmode='lora'\nbase='b'\n[data]\ntrain=['t.jsonl']\n";
+
+    #[test]
+    fn a_small_config_gets_its_defaults_and_comes_back_from_its_own_text() {
+        let config = Config::parse(
+            SMALL,
+            &[
+                "train.lr=2e-3".to_owned(),
+                "data.valid=['v.txt']".to_owned(),
+            ],
+        )
+        .unwrap();
+        assert!((config.train.lr - 2e-3).abs() < 1e-12);
+        assert_eq!(config.data.valid, [PathBuf::from("v.txt")]);
+        assert_eq!(
+            Config::parse(&config.to_toml().unwrap(), &[]).unwrap(),
+            config
+        );
+    }
+
+    #[test]
+    fn the_list_of_keys_is_that_of_the_structs() {
+        let full = "name='a'\nmode='scratch'\nbase='b'\nruns_dir='r'\nseed=1\nthreads=1\n[data]\ntrain=['t']\nvalid=[]\nmax_tokens=9\n\
+                    [train]\nsteps=1\n[lora]\n[model]\nfamily='llama'\nlayers=1\nwidth=8\nheads=2\nkv_heads=1\nff=8\nctx=8\n";
+        let config: Config = toml::from_str(full).unwrap();
+        let table = toml::Table::try_from(&config).unwrap();
+        for (section, keys) in KEYS {
+            let found = if section.is_empty() {
+                &table
+            } else {
+                table[*section].as_table().unwrap()
+            };
+            let mut found: Vec<_> = found.keys().map(String::as_str).collect();
+            let mut keys = keys.to_vec();
+            found.sort_unstable();
+            keys.sort_unstable();
+            assert_eq!(found, keys, "section `{section}`");
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        let check = |more: &str, overrides: &[&str], expect: &str| {
+            let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
+            let error = format!(
+                "{:#}",
+                Config::parse(&format!("{SMALL}{more}"), &overrides).unwrap_err()
+            );
+            assert!(error.contains(expect), "{error}");
+        };
+        check(
+            "[train]\nlearning_rat=1\n",
+            &[],
+            "unknown key `train.learning_rat`",
+        );
+        check("[train]\nwarm_up=1\n", &[], "did you mean `warmup`?");
+        check("[trian]\nlr=1\n", &[], "did you mean `train`?");
+        check("", &["train.lr=-1"], "train.lr = -1");
+        check("", &["train.batch=0"], "train.batch = 0");
+        check("", &["mode=scratch"], "needs a section [model]");
+        check("", &["mode=loar"], "loar");
+        check("", &["name=../x"], "a run's name");
+        check("", &["oops"], "key=value");
+        check("", &["lora.rank=0"], "lora.rank = 0");
+    }
+}
