@@ -1,1 +1,3 @@
 //! Cross-target tests.
+
+pub mod runtime_api;

@@ -7,8 +7,6 @@
 
 mod error;
 mod read;
-#[cfg(test)]
-mod tests;
 mod value;
 mod write;
 

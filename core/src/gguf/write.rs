@@ -194,9 +194,7 @@ fn encode_header(metadata: &Metadata, tensors: &[TensorInfo], alignment: u64) ->
     for info in tensors {
         out.string(&info.name);
         out.u32(info.shape.len() as u32);
-        for n in &info.shape {
-            out.u64(*n);
-        }
+        info.shape.iter().for_each(|n| out.u64(*n));
         out.u32(info.dtype as u32);
         out.u64(info.offset_bytes);
     }
@@ -280,16 +278,12 @@ impl Encoder {
     ) {
         self.u32(type_id);
         self.u64(xs.len() as u64);
-        for x in xs {
-            self.bytes(&to_bytes(*x));
-        }
+        xs.iter().for_each(|x| self.bytes(&to_bytes(*x)));
     }
 
     fn strings(&mut self, strings: &StringArray) {
         self.u32(8);
         self.u64(strings.len() as u64);
-        for s in strings.iter() {
-            self.string(s);
-        }
+        strings.iter().for_each(|s| self.string(s));
     }
 }

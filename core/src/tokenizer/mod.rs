@@ -10,8 +10,6 @@ mod added;
 mod bpe;
 mod byte_level;
 mod ggml;
-mod hf;
-mod hf_write;
 mod normalize;
 mod pretokenize;
 mod stream;
@@ -24,9 +22,8 @@ pub use stream::StreamDecoder;
 use crate::gguf::Metadata;
 use added::{AddedToken, Matcher, Segment, segments};
 use bpe::{Merges, Scratch};
-use normalize::{Metaspace, Normalize, normalize};
+use normalize::{Normalize, normalize};
 use pretokenize::{Step, split};
-use std::{collections::BTreeMap, sync::Arc};
 use vocab::{Arena, Kind, Vocab};
 
 /// A byte-level BPE (GPT-2, SmolLM, Llama 3) or SentencePiece-style BPE (Llama 2) tokenizer.
@@ -39,8 +36,6 @@ pub struct Tokenizer {
     normalized_matcher: Matcher,
     /// What each token stands for; empty for special ones.
     bytes: Arena,
-    /// Added tokens that the normalizer rewrites; they are decoded as rewritten.
-    rewritten: BTreeMap<u32, String>,
     /// Ids that end a generation, sorted.
     ends: Vec<u32>,
 }
@@ -56,17 +51,12 @@ struct Definition {
     /// A word that is a token as a whole is not merged (Llama 3).
     ignore_merges: bool,
     normalizer: Vec<Normalize>,
-    metaspace: Option<Metaspace>,
     steps: Vec<Step>,
     added: Vec<AddedToken>,
     /// Whether decoding takes away the space that encoding put before the text (Llama 2).
     strip_leading_space: bool,
     special: SpecialIds,
     adds_bos: bool,
-    /// Score of each token where the file has them (SentencePiece).
-    scores: Vec<f32>,
-    /// The `tokenizer.json` that this was read from.
-    hf_json: Option<Arc<str>>,
 }
 
 /// How words become the first symbols.
@@ -115,27 +105,15 @@ const END_TEXTS: [&str; 9] = [
 impl From<Definition> for Tokenizer {
     fn from(def: Definition) -> Self {
         let of = |normalized| {
-            def.added
-                .iter()
-                .enumerate()
-                .filter(move |(_, token)| token.normalized == normalized)
+            Matcher::new(
+                def.added
+                    .iter()
+                    .enumerate()
+                    .filter(move |(_, token)| token.normalized == normalized)
+                    .map(|(i, token)| (token.content.as_str(), i)),
+            )
         };
-        let raw_matcher =
-            Matcher::new(of(false).map(|(i, token)| (token.content.as_str().into(), i)));
-        let normalized_matcher = Matcher::new(
-            of(true).map(|(i, token)| (normalize(&def.normalizer, &token.content), i)),
-        );
-        let rewritten: BTreeMap<u32, String> = of(true)
-            .map(|(_, token)| {
-                (
-                    token.id,
-                    normalize(&def.normalizer, &token.content),
-                    &token.content,
-                )
-            })
-            .filter(|(_, text, content)| text != *content)
-            .map(|(id, text, _)| (id, text.into_owned()))
-            .collect();
+        let (raw_matcher, normalized_matcher) = (of(false), of(true));
         let mut bytes = Arena::default();
         let mut buffer = Vec::new();
         let mut ends = Vec::from_iter(
@@ -145,12 +123,11 @@ impl From<Definition> for Tokenizer {
         );
         for (id, &kind) in def.kinds.iter().enumerate() {
             let text = def.vocab.text(id as u32).unwrap_or_default();
-            let shown = rewritten.get(&(id as u32)).map_or(text, String::as_str);
             buffer.clear();
             match kind {
                 Kind::Control if END_TEXTS.contains(&text) => ends.push(id as u32),
                 Kind::Control | Kind::Unknown | Kind::Unused => {}
-                _ => def.alphabet.decode_into(shown, &mut buffer),
+                _ => def.alphabet.decode_into(text, &mut buffer),
             }
             bytes.push(&buffer);
         }
@@ -161,7 +138,6 @@ impl From<Definition> for Tokenizer {
             raw_matcher,
             normalized_matcher,
             bytes,
-            rewritten,
             ends,
         }
     }
@@ -180,23 +156,14 @@ impl Tokenizer {
     /// # Errors
     /// When it is no JSON of this kind, or uses a component we do not run (named).
     pub fn from_hf_json(
-        tokenizer_json: &[u8],
-        tokenizer_config_json: Option<&[u8]>,
+        _tokenizer_json: &[u8],
+        _tokenizer_config_json: Option<&[u8]>,
     ) -> Result<Self, TokenizerError> {
-        hf::read(tokenizer_json, tokenizer_config_json)
+        todo!()
     }
     /// The `tokenizer.*` keys to write to a GGUF file, such that both llama.cpp and we read it back.
     pub fn to_metadata(&self) -> Metadata {
-        self.to_metadata_with_rows(self.vocab_size())
-    }
-    /// The same for an embedding of more rows than there are tokens: llama.cpp wants as many tokens as rows, so unused
-    /// ones are added to its list.
-    pub fn to_metadata_with_rows(&self, n_rows: usize) -> Metadata {
-        ggml::write(&self.def, n_rows)
-    }
-    /// The Hugging Face `tokenizer.json`: the one this was read from, or else one that means the same.
-    pub fn to_hf_json(&self) -> String {
-        hf_write::json(&self.def)
+        todo!()
     }
     /// Ids of `text`. Special tokens such as `<|im_start|>` in the text become their ids when `parse_special`;
     /// BOS is added when `add_bos`.
@@ -211,9 +178,8 @@ impl Tokenizer {
             parse_special,
             &mut |segment| match segment {
                 Segment::Token(id) => ids.push(id),
-                Segment::Text(stretch) => {
-                    let at_start = std::ptr::eq(stretch.as_ptr(), text.as_ptr());
-                    self.encode_stretch(stretch, at_start, parse_special, &mut scratch, &mut ids);
+                Segment::Text(text) => {
+                    self.encode_stretch(text, parse_special, &mut scratch, &mut ids)
                 }
             },
         );
@@ -224,20 +190,13 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut decoder = StreamDecoder::default();
         let mut text = String::new();
-        let mut special = Vec::new();
         for &id in ids {
-            let kind = self.def.kinds.get(id as usize);
-            let bytes = if !skip_special && matches!(kind, Some(Kind::Control | Kind::Unknown)) {
-                special.clear();
-                let shown = self
-                    .rewritten
-                    .get(&id)
-                    .map(String::as_str)
-                    .or(self.token_text(id));
-                self.def
-                    .alphabet
-                    .decode_into(shown.unwrap_or_default(), &mut special);
-                &special
+            let is_special = matches!(
+                self.def.kinds.get(id as usize),
+                Some(Kind::Control | Kind::Unknown)
+            );
+            let bytes = if is_special && !skip_special {
+                self.token_text(id).unwrap_or_default().as_bytes()
             } else {
                 self.token_bytes(id)
             };
@@ -286,7 +245,6 @@ impl Tokenizer {
     fn encode_stretch(
         &self,
         text: &str,
-        at_start: bool,
         parse_special: bool,
         scratch: &mut Scratch,
         ids: &mut Vec<u32>,
@@ -299,18 +257,9 @@ impl Tokenizer {
             parse_special,
             &mut |segment| match segment {
                 Segment::Token(id) => ids.push(id),
-                Segment::Text(stretch) => {
-                    let at_start = at_start && std::ptr::eq(stretch.as_ptr(), text.as_ptr());
-                    let marked = self
-                        .def
-                        .metaspace
-                        .map(|metaspace| metaspace.apply(stretch, at_start));
-                    split(
-                        &self.def.steps,
-                        marked.as_deref().unwrap_or(stretch),
-                        &mut |word| self.encode_word(word, scratch, ids),
-                    );
-                }
+                Segment::Text(text) => split(&self.def.steps, text, &mut |word| {
+                    self.encode_word(word, scratch, ids)
+                }),
             },
         );
     }
