@@ -26,15 +26,22 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--greedy" => greedy = value.parse()?,
             "--ids" => ids = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
             "--isa" => {
-                let isa = Isa::ALL.into_iter().find(|isa| format!("{isa:?}").eq_ignore_ascii_case(&value));
-                options.isa = Some(isa.ok_or_else(|| format!("{value} is none of {:?}", Isa::ALL))?);
+                let isa = Isa::ALL
+                    .into_iter()
+                    .find(|isa| format!("{isa:?}").eq_ignore_ascii_case(&value));
+                options.isa =
+                    Some(isa.ok_or_else(|| format!("{value} is none of {:?}", Isa::ALL))?);
             }
             _ => return Err(format!("unknown flag {flag}").into()),
         }
     }
     let gguf = Gguf::parse(std::fs::read(path)?.into())?;
     let engine = CpuEngine::new(&gguf, &options)?;
-    if greedy > 0 { generate(&engine, &ids, greedy) } else { bench(&engine, &options, prefill, decode, runs) }
+    if greedy > 0 {
+        generate(&engine, &ids, greedy)
+    } else {
+        bench(&engine, &options, prefill, decode, runs)
+    }
 }
 
 /// Prints the greedy continuation of `ids`.
@@ -55,10 +62,17 @@ fn argmax(logits: &[f32]) -> u32 {
 }
 
 /// The same work as the peers' benchmark: prefill, then decode at that depth; the median of the runs after a warm-up.
-fn bench(engine: &CpuEngine, options: &CpuOptions, prefill: usize, decode: usize, runs: usize) -> Result<(), Box<dyn Error>> {
+fn bench(
+    engine: &CpuEngine,
+    options: &CpuOptions,
+    prefill: usize,
+    decode: usize,
+    runs: usize,
+) -> Result<(), Box<dyn Error>> {
     let vocab_size = engine.spec().vocab_size;
     let id = |i: usize| ((7 * i) % (vocab_size - 64) + 32) as u32;
-    let (mut prefill_rates, mut decode_rates, mut shallow_rates) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut prefill_rates, mut decode_rates, mut shallow_rates) =
+        (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..=runs {
         let mut session = engine.session(prefill + decode)?;
         let start = Instant::now();

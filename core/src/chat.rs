@@ -5,7 +5,9 @@
 //! `strftime_now` is not there: a prompt must not depend on a clock. Templates that ask whether it is defined go on
 //! without it; others fail with an error that names it.
 
-use minijinja::{Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Kwargs};
+use minijinja::{
+    Environment, Error, ErrorKind, Value, context, syntax::SyntaxConfig, value::Kwargs,
+};
 use serde::{Deserialize, Serialize};
 
 /// One message of a conversation.
@@ -38,28 +40,44 @@ impl ChatTemplate {
     /// With the line of the template's mistake.
     pub fn new(source: &str, bos: &str, eos: &str) -> Result<Self, ChatError> {
         let mut environment = Environment::new();
-        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        let syntax = SyntaxConfig::builder()
+            .trim_blocks(true)
+            .lstrip_blocks(true)
+            .build();
         environment.set_syntax(syntax.map_err(|error| ChatError::Syntax(error.to_string()))?);
         environment.set_fuel(Some(FUEL));
-        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_function("raise_exception", raise_exception);
         environment.add_filter("tojson", to_json);
         let compiled = environment.add_template_owned(NAME, without_generation_tags(source));
         compiled.map_err(|error| ChatError::Syntax(error.to_string()))?;
-        Ok(Self { environment, source: source.to_owned(), bos: bos.to_owned(), eos: eos.to_owned() })
+        Ok(Self {
+            environment,
+            source: source.to_owned(),
+            bos: bos.to_owned(),
+            eos: eos.to_owned(),
+        })
     }
 
     /// The prompt for `messages`; with `add_generation_prompt` it ends where the assistant begins.
     ///
     /// # Errors
     /// When the template refuses the messages (`raise_exception`), with its own words, or fails.
-    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ChatError> {
+    pub fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, ChatError> {
         let failed = |error: Error| match refusal(&error) {
             Some(words) => ChatError::Refused(words),
             None => ChatError::Failed(error.to_string()),
         };
         let template = self.environment.get_template(NAME).map_err(failed)?;
-        let messages: Value = messages.iter().map(|m| Value::from_pairs([("role", &m.role), ("content", &m.content)])).collect();
+        let messages: Value = messages
+            .iter()
+            .map(|m| Value::from_pairs([("role", &m.role), ("content", &m.content)]))
+            .collect();
         let values = context! {
             messages, add_generation_prompt,
             bos_token => &self.bos, eos_token => &self.eos, tools => (), documents => (),
@@ -101,11 +119,21 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let written = if let Some(width) = indent {
         let spaces = vec![b' '; width.min(16)];
         let formatter = serde_json::ser::PrettyFormatter::with_indent(&spaces);
-        value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, formatter))
+        value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut json, formatter,
+        ))
     } else {
-        value.serialize(&mut serde_json::Serializer::with_formatter(&mut json, PythonFormatter))
+        value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut json,
+            PythonFormatter,
+        ))
     };
-    let failed = |error: &dyn std::fmt::Display| Error::new(ErrorKind::BadSerialization, format!("cannot write as JSON: {error}"));
+    let failed = |error: &dyn std::fmt::Display| {
+        Error::new(
+            ErrorKind::BadSerialization,
+            format!("cannot write as JSON: {error}"),
+        )
+    };
     written.map_err(|error| failed(&error))?;
     let json = String::from_utf8(json).map_err(|error| failed(&error))?;
     Ok(Value::from_safe_string(json))
@@ -115,13 +143,24 @@ fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
 struct PythonFormatter;
 
 impl serde_json::ser::Formatter for PythonFormatter {
-    fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
-    fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, out: &mut W, first: bool) -> std::io::Result<()> {
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
         if first { Ok(()) } else { out.write_all(b", ") }
     }
-    fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, out: &mut W) -> std::io::Result<()> {
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        out: &mut W,
+    ) -> std::io::Result<()> {
         out.write_all(b": ")
     }
 }
@@ -132,7 +171,9 @@ fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
-        let Some(len) = rest[start..].find("%}") else { break };
+        let Some(len) = rest[start..].find("%}") else {
+            break;
+        };
         let (before, tag) = (&rest[..start + 2], &rest[start + 2..start + len]);
         out.push_str(before);
         let name = tag.trim_matches(['-', '+']).trim();

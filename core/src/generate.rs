@@ -62,12 +62,20 @@ impl Generation {
     ///
     /// # Errors
     /// An empty prompt, one that leaves no room for a token, or sampling parameters out of range.
-    pub fn new(tokenizer: Arc<Tokenizer>, prompt: &[u32], n_ctx: usize, params: &GenerateParams) -> Result<Self, GenerateError> {
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        prompt: &[u32],
+        n_ctx: usize,
+        params: &GenerateParams,
+    ) -> Result<Self, GenerateError> {
         if prompt.is_empty() {
             return Err(GenerateError::EmptyPrompt);
         }
         if prompt.len() >= n_ctx {
-            return Err(GenerateError::PromptTooLong { prompt: prompt.len(), n_ctx });
+            return Err(GenerateError::PromptTooLong {
+                prompt: prompt.len(),
+                n_ctx,
+            });
         }
         let max_tokens = params.max_tokens.unwrap_or(usize::MAX);
         Ok(Self {
@@ -92,7 +100,11 @@ impl Generation {
     /// Takes a token that the engine picked itself (argmax on the GPU). After the end, it changes nothing.
     pub fn accept(&mut self, token: u32) -> Step {
         if let Some(reason) = self.finished {
-            return Step { token, text: String::new(), finish: Some(reason) };
+            return Step {
+                token,
+                text: String::new(),
+                finish: Some(reason),
+            };
         }
         let mut text = String::new();
         if self.tokenizer.is_end(token) && !self.ignore_end {
@@ -107,7 +119,13 @@ impl Generation {
                 self.finished = Some(FinishReason::Length);
             }
         }
-        let Some(reason) = self.finished else { return Step { token, text, finish: None } };
+        let Some(reason) = self.finished else {
+            return Step {
+                token,
+                text,
+                finish: None,
+            };
+        };
         let rest = self.decoder.finish();
         if self.stops.push(&rest, &mut text) {
             return self.finish(token, text, FinishReason::Stop);
@@ -118,7 +136,11 @@ impl Generation {
 
     fn finish(&mut self, token: u32, text: String, reason: FinishReason) -> Step {
         self.finished = Some(reason);
-        Step { token, text, finish: Some(reason) }
+        Step {
+            token,
+            text,
+            finish: Some(reason),
+        }
     }
 
     /// Whether the engine may pick by argmax.
@@ -159,7 +181,12 @@ pub fn run(
         return Ok(Some(reason));
     }
     let context = generation.context();
-    let common = session.tokens().iter().zip(context).take_while(|(a, b)| a == b).count();
+    let common = session
+        .tokens()
+        .iter()
+        .zip(context)
+        .take_while(|(a, b)| a == b)
+        .count();
     // The last token is fed in any case: its logits are what is asked for.
     let reused = common.min(context.len() - 1);
     session.rewind(reused);
@@ -186,7 +213,14 @@ struct Stops {
 
 impl Stops {
     fn new(stops: &[String]) -> Self {
-        Self { stops: stops.iter().filter(|stop| !stop.is_empty()).cloned().collect(), held: String::new() }
+        Self {
+            stops: stops
+                .iter()
+                .filter(|stop| !stop.is_empty())
+                .cloned()
+                .collect(),
+            held: String::new(),
+        }
     }
 
     /// Takes more text, writes to `out` what is certain, and says whether a stop text was found, after which nothing
@@ -206,15 +240,22 @@ impl Stops {
 
     /// The stop text that ends first, the longest of those.
     fn first_complete(&self) -> Option<Range<usize>> {
-        let found = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str()).map(|start| start..start + stop.len()));
+        let found = self.stops.iter().filter_map(|stop| {
+            self.held
+                .find(stop.as_str())
+                .map(|start| start..start + stop.len())
+        });
         found.min_by_key(|range| (range.end, Reverse(range.len())))
     }
 
     /// Length of the longest end of the held text that begins a stop text.
     fn beginning_len(&self) -> usize {
         let longest = |stop: &String| {
-            let is_beginning = |len: &usize| stop.is_char_boundary(*len) && self.held.ends_with(&stop[..*len]);
-            (1..stop.len().min(self.held.len() + 1)).rev().find(is_beginning)
+            let is_beginning =
+                |len: &usize| stop.is_char_boundary(*len) && self.held.ends_with(&stop[..*len]);
+            (1..stop.len().min(self.held.len() + 1))
+                .rev()
+                .find(is_beginning)
         };
         self.stops.iter().filter_map(longest).max().unwrap_or(0)
     }
@@ -228,7 +269,9 @@ pub enum GenerateError {
     #[error("the prompt is empty, and the model has no begin-of-sequence token to start from")]
     EmptyPrompt,
     /// No room.
-    #[error("the prompt has {prompt} tokens, and the context holds {n_ctx}: shorten the prompt or raise the context")]
+    #[error(
+        "the prompt has {prompt} tokens, and the context holds {n_ctx}: shorten the prompt or raise the context"
+    )]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,
@@ -261,7 +304,15 @@ mod tests {
     #[test]
     fn text_is_held_only_while_it_could_begin_a_stop() {
         let check = |stops: &[&str], pieces: &[&str], want: &[&str], stopped, held: &str| {
-            assert_eq!(stream(stops, pieces), (want.iter().map(ToString::to_string).collect(), stopped, held.to_owned()), "{stops:?} {pieces:?}");
+            assert_eq!(
+                stream(stops, pieces),
+                (
+                    want.iter().map(ToString::to_string).collect(),
+                    stopped,
+                    held.to_owned()
+                ),
+                "{stops:?} {pieces:?}"
+            );
         };
         check(&["END"], &["aE", "N", "x"], &["a", "", "ENx"], false, "");
         check(&["END"], &["aE", "N", "Dx"], &["a", "", ""], true, "");
@@ -270,7 +321,13 @@ mod tests {
         check(&["abcd", "c"], &["abcd"], &["ab"], true, "");
         check(&["abc", "c"], &["xabc"], &["x"], true, "");
         check(&["é!"], &["caf", "é", "?"], &["caf", "", "é?"], false, "");
-        check(&["\n\n"], &["a\n", "b\n", "\nc"], &["a", "\nb", ""], true, "");
+        check(
+            &["\n\n"],
+            &["a\n", "b\n", "\nc"],
+            &["a", "\nb", ""],
+            true,
+            "",
+        );
         check(&["", "x"], &["ab"], &["ab"], false, "");
         check(&[], &["a", "b"], &["a", "b"], false, "");
         check(&["stop"], &["st"], &[""], false, "st");

@@ -90,7 +90,8 @@ impl ModelInfo {
 
 /// The text of a special token, empty when the model has none.
 fn text_of(tokenizer: &Tokenizer, id: Option<u32>) -> String {
-    id.map_or_else(String::new, |id| tokenizer.decode(&[id], false))
+    let text = id.and_then(|id| tokenizer.token_text(id));
+    text.unwrap_or_default().to_owned()
 }
 
 /// Why a header is no model.
@@ -117,4 +118,123 @@ pub enum ModelError {
     /// A chat was asked of a model without a template.
     #[error("the model has no chat template; use a plain prompt")]
     NoChatTemplate,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        gguf::Value,
+        quant::DType,
+        spec::Family,
+        testing::{CHATML, tiny_model},
+    };
+
+    fn read(change: impl Fn(&mut Header)) -> Result<ModelInfo, ModelError> {
+        let file = tiny_model(Family::Llama, DType::Q8_0, 1);
+        let mut header = Header::parse(&file).expect("a valid header");
+        change(&mut header);
+        ModelInfo::from_header(&header)
+    }
+
+    fn hello() -> [Message; 1] {
+        [Message {
+            role: "user".into(),
+            content: "hello".into(),
+        }]
+    }
+
+    #[test]
+    fn what_the_header_says() {
+        let info = read(|_| ()).expect("a valid model");
+        assert_eq!((info.name.as_str(), info.spec.n_layer), ("tiny-llama", 2));
+        let info = read(|header| {
+            header.metadata.remove("general.name");
+        });
+        assert_eq!(info.expect("a valid model").name, "llama");
+        let bare = read(|header| {
+            for key in ["model", "tokens", "merges"] {
+                header.metadata.remove(&format!("tokenizer.ggml.{key}"));
+            }
+        });
+        assert!(matches!(bare, Err(ModelError::Tokenizer(_))));
+        let small = read(|header| {
+            for info in header
+                .tensors
+                .iter_mut()
+                .filter(|info| info.shape == [64, 299])
+            {
+                info.shape = vec![64, 298];
+            }
+        });
+        let error = small.expect_err("an id without a row").to_string();
+        assert_eq!(
+            error,
+            "the tokenizer has 299 tokens, and the embedding only 298 rows"
+        );
+    }
+
+    #[test]
+    fn a_chat_is_the_template_in_ids() {
+        let info = read(|_| ()).expect("a valid model");
+        let ids = info.encode_chat(&hello()).expect("a valid chat");
+        let text = info.tokenizer.decode(&ids, false);
+        assert_eq!(
+            text,
+            "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+        );
+        assert_eq!(
+            ids[0],
+            info.tokenizer
+                .token_id("<|im_start|>")
+                .expect("a special token")
+        );
+    }
+
+    #[test]
+    fn bos_stands_once() {
+        let bos_at = |ids: &[u32], bos: u32| {
+            let places = ids.iter().enumerate().filter(|(_, id)| **id == bos);
+            places.map(|(i, _)| i).collect::<Vec<_>>()
+        };
+        for template in [CHATML.to_owned(), format!("{{{{ bos_token }}}}{CHATML}")] {
+            let info = read(|header| {
+                header.metadata.set("tokenizer.ggml.add_bos_token", true);
+                header
+                    .metadata
+                    .set("tokenizer.chat_template", template.as_str());
+            });
+            let info = info.expect("a valid model");
+            let bos = info.tokenizer.bos().expect("a BOS");
+            let ids = info.encode_chat(&hello()).expect("a valid chat");
+            assert_eq!(bos_at(&ids, bos), [0], "{template}");
+            assert_eq!(bos_at(&info.encode_prompt("hello"), bos), [0]);
+            assert_eq!(info.encode_prompt(""), [bos]);
+        }
+        let info = read(|_| ()).expect("a valid model");
+        let bos = info.tokenizer.bos().expect("a BOS");
+        assert!(!info.encode_prompt("hello").contains(&bos));
+        assert_eq!(info.encode_prompt(""), [bos], "something to start from");
+    }
+
+    #[test]
+    fn without_a_template_there_is_no_chat() {
+        let info = read(|header| {
+            header.metadata.remove("tokenizer.chat_template");
+        });
+        let info = info.expect("a valid model");
+        assert_eq!(info.encode_chat(&hello()), Err(ModelError::NoChatTemplate));
+        let broken = Value::from("{% for message in %}");
+        let info = read(|header| {
+            header
+                .metadata
+                .set("tokenizer.chat_template", broken.clone());
+        });
+        let info = info.expect("plain prompts work all the same");
+        assert!(matches!(
+            info.encode_chat(&hello()),
+            Err(ModelError::Chat(ChatError::Syntax(_)))
+        ));
+        assert!(!info.encode_prompt("hello").is_empty());
+    }
 }

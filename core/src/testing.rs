@@ -1,10 +1,13 @@
 //! Tiny random models built in memory, for the tests of the crates above (feature `testing`).
 
 use crate::{
-    gguf::{Layout, Metadata, StringArray, TensorDecl},
+    gguf::{Gguf, Header, Layout, Metadata, StringArray, TensorDecl},
+    model::ModelInfo,
     quant::{self, DType},
     spec::{Family, Mlp, ModelSpec, Norm, Position, Role, TensorEntry, tensor_table},
+    tokenizer::{StreamDecoder, Tokenizer},
 };
+use bytes::Bytes;
 
 /// The template that most small models use.
 pub const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
@@ -27,13 +30,22 @@ const MERGES: [&str; 40] = [
 /// GPT-2 ties the output to the embedding, Llama has an output matrix. The special tokens' rows there are small,
 /// so that greedy decoding never picks them and a generation runs as long as it may.
 pub fn tiny_model(family: Family, dtype: DType, seed: u64) -> Vec<u8> {
-    let spec = tiny_spec(family);
+    random_model(&tiny_spec(family), dtype, seed)
+}
+
+/// As [`tiny_model`], of any size.
+///
+/// # Panics
+/// When the vocabulary has not the size of [`tiny_spec`]'s, or rows are no whole blocks.
+pub fn random_model(spec: &ModelSpec, dtype: DType, seed: u64) -> Vec<u8> {
+    let family = spec.family;
+    assert_eq!(spec.vocab_size, tiny_spec(family).vocab_size);
     let mut metadata = spec.to_metadata();
     metadata.set("general.name", format!("tiny-{}", family.name()));
     metadata.extend(tiny_tokenizer(family));
     metadata.set("tokenizer.chat_template", CHATML);
 
-    let table = tensor_table(&spec);
+    let table = tensor_table(spec);
     let stored = |entry: &TensorEntry| if entry.quantizable { dtype } else { DType::F32 };
     let decls = table.iter().map(|entry| TensorDecl {
         name: entry.gguf.clone(),
@@ -51,6 +63,77 @@ pub fn tiny_model(family: Family, dtype: DType, seed: u64) -> Vec<u8> {
             .expect("tensors come in the table's order");
     }
     writer.finish().expect("all tensors came")
+}
+
+/// What the fuzz target `gguf` and the replay of its corpus do with a file: everything that reads foreign bytes,
+/// up to the weights, and a check that what was read can be written and read again.
+///
+/// # Panics
+/// When something is wrong with this crate.
+pub fn exercise_file(bytes: &[u8]) {
+    let Ok(header) = Header::parse(bytes) else {
+        return;
+    };
+    check_rewriting(&header);
+    let _ = ModelInfo::from_header(&header);
+    let Ok(gguf) = Gguf::parse(Bytes::copy_from_slice(bytes)) else {
+        return;
+    };
+    let _ = ModelSpec::from_gguf(&gguf);
+    for info in &header.tensors {
+        let values = gguf
+            .tensor_f32(&info.name)
+            .expect("tensors lie within the file");
+        assert_eq!(values.len() as u64, info.shape.iter().product::<u64>());
+    }
+}
+
+/// What the fuzz target `tokenizer` and the replay of its corpus do. The first byte chooses a
+/// tokenizer, the others are a text.
+///
+/// # Panics
+/// When something is wrong with this crate.
+pub fn exercise_tokenizer(bytes: &[u8]) {
+    let Some((mode, rest)) = bytes.split_first() else {
+        return;
+    };
+    let family = if mode & 2 == 0 {
+        Family::Gpt2
+    } else {
+        Family::Llama
+    };
+    let tokenizer = Tokenizer::from_metadata(&tiny_tokenizer(family)).expect("a valid tokenizer");
+    let text = String::from_utf8_lossy(rest);
+    for parse_special in [false, true] {
+        let ids = tokenizer.encode(&text, false, parse_special);
+        assert!(ids.iter().all(|id| (*id as usize) < tokenizer.vocab_size()));
+        assert_eq!(tokenizer.decode(&ids, false), text);
+        let mut decoder = StreamDecoder::default();
+        let mut streamed: String = ids.iter().map(|id| decoder.push(&tokenizer, *id)).collect();
+        streamed.push_str(&decoder.finish());
+        assert_eq!(streamed, tokenizer.decode(&ids, true));
+    }
+}
+
+/// That a header survives the writer. The offsets may differ: other tools may leave gaps.
+fn check_rewriting(header: &Header) {
+    let decls = header.tensors.iter().map(|info| TensorDecl {
+        name: info.name.clone(),
+        dtype: info.dtype,
+        shape: info.shape.iter().rev().map(|n| *n as usize).collect(),
+    });
+    let Ok(layout) = Layout::new(header.metadata.clone(), decls) else {
+        return;
+    };
+    let planned = layout.header().clone();
+    let mut written = Vec::new();
+    layout
+        .write_to(&mut written)
+        .expect("a Vec takes all bytes");
+    let again = Header::parse(&written).expect("what the writer writes is valid");
+    // Bytes and not values are compared, because a NaN is not equal to itself.
+    assert_eq!(format!("{again:?}"), format!("{planned:?}"));
+    assert_eq!(again.tensors.len(), header.tensors.len());
 }
 
 /// The architecture of [`tiny_model`].
@@ -175,7 +258,18 @@ impl SplitMix64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gguf::Gguf;
+
+    /// The stored corpus of the fuzz target `tokenizer`.
+    #[test]
+    fn the_fuzz_corpus_of_the_tokenizer_is_replayed() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../fuzz/corpus/tokenizer");
+        let mut n_files = 0;
+        for entry in std::fs::read_dir(dir).expect("the corpus is in the repository") {
+            exercise_tokenizer(&std::fs::read(entry.expect("an entry").path()).expect("a file"));
+            n_files += 1;
+        }
+        assert!(n_files >= 8, "the corpus in {dir} has only {n_files} files");
+    }
 
     #[test]
     fn tiny_models_are_whole_files() {

@@ -23,7 +23,8 @@ fn prompts_equal_those_of_transformers() {
     let fixture: Fixture = serde_json::from_str(include_str!("fixtures/chat/cases.json")).unwrap();
     assert!(fixture.cases.len() >= 80);
     for case in fixture.cases {
-        let template = ChatTemplate::new(&fixture.templates[&case.template], "<s>", "</s>").unwrap();
+        let template =
+            ChatTemplate::new(&fixture.templates[&case.template], "<s>", "</s>").unwrap();
         let got = template.render(&case.messages, case.add_generation_prompt);
         let want = match (case.prompt, case.refused) {
             (Some(prompt), _) => Ok(prompt),
@@ -34,13 +35,19 @@ fn prompts_equal_those_of_transformers() {
 }
 
 fn user(content: &str) -> Vec<Message> {
-    vec![Message { role: "user".into(), content: content.into() }]
+    vec![Message {
+        role: "user".into(),
+        content: content.into(),
+    }]
 }
 
 #[test]
 fn a_broken_template_is_a_syntax_error_with_its_line() {
     let error = ChatTemplate::new("a\n{% for m in %}", "", "").unwrap_err();
-    assert!(matches!(&error, ChatError::Syntax(words) if words.contains(":2")), "{error}");
+    assert!(
+        matches!(&error, ChatError::Syntax(words) if words.contains(":2")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -48,7 +55,12 @@ fn what_is_not_there_is_named() {
     let template = ChatTemplate::new("{{ strftime_now('%Y') }}", "", "").unwrap();
     let error = template.render(&user("a"), true).unwrap_err().to_string();
     assert!(error.contains("strftime_now"), "{error}");
-    let template = ChatTemplate::new("{% if strftime_now is defined %}no{% else %}fine{% endif %}", "", "").unwrap();
+    let template = ChatTemplate::new(
+        "{% if strftime_now is defined %}no{% else %}fine{% endif %}",
+        "",
+        "",
+    )
+    .unwrap();
     assert_eq!(template.render(&user("a"), true).unwrap(), "fine");
 }
 
@@ -56,5 +68,8 @@ fn what_is_not_there_is_named() {
 fn an_endless_template_ends() {
     let loops = "{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}";
     let template = ChatTemplate::new(loops, "", "").unwrap();
-    assert!(matches!(template.render(&user("a"), true), Err(ChatError::Failed(_))));
+    assert!(matches!(
+        template.render(&user("a"), true),
+        Err(ChatError::Failed(_))
+    ));
 }

@@ -1,6 +1,24 @@
 //! The library behind the command `fledgling`, so that tests can call what the command calls.
 #![forbid(unsafe_code)]
 
+pub mod bench;
+pub mod cache;
+pub mod chat;
+pub mod cli;
+pub mod convert;
+pub mod doctor;
+pub mod eval;
+pub mod export;
+pub mod files;
+pub mod generate;
+pub mod gguf_file;
+pub mod inspect;
+pub mod interrupt;
+pub mod model;
+pub mod output;
+pub mod page;
+pub mod pull;
 pub mod run;
+pub mod tokenize;
 #[cfg(feature = "train")]
 pub mod train;

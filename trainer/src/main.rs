@@ -1,2 +1,5 @@
 //! The command `fledgling`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    fledgling::cli::main()
+}

@@ -18,6 +18,9 @@ import { serve } from "./serve.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 
+/** A page without an icon, so that the browser asks for none. */
+const blank = `<!doctype html><title>parity</title><link rel="icon" href="data:,">`;
+
 /** @typedef {{ prompt: string, device: "auto" | "webgpu" | "cpu", chat: boolean, maxTokens: number }} Asked */
 
 /** @returns {Asked & { model: string, timeoutMs: number }} */
@@ -55,7 +58,7 @@ async function main() {
     files: { "/model.gguf": model },
     routes: {
       "/": (_, response) => {
-        response.writeHead(200, { "content-type": "text/html" }).end("<!doctype html><title>parity</title>");
+        response.writeHead(200, { "content-type": "text/html" }).end(blank);
       },
     },
   });

@@ -67,6 +67,7 @@ async function load(source: string | File, device = chosenDevice()): Promise<voi
   refresh();
   hideLoadError();
   show("loading");
+  byId("cancel-load", HTMLButtonElement).focus();
   announce(`Loading ${nameOf(wanted)}`);
   try {
     const model = await loadModel(wanted, controller.signal);
@@ -213,10 +214,18 @@ function refresh(): void {
   byId("empty", HTMLElement).hidden = !empty;
 }
 
+/** The prompt is as high as its text; where style sheets can do that (`field-sizing`), they do. */
+function fitPrompt(): void {
+  if (CSS.supports("field-sizing", "content")) return;
+  prompt.style.height = "auto";
+  prompt.style.height = `${prompt.scrollHeight}px`;
+}
+
 async function ask(): Promise<void> {
   const text = mode() === "chat" ? prompt.value.trim() : prompt.value;
   if (!talk || talk.writing || text.trim() === "") return;
   prompt.value = "";
+  fitPrompt();
   const compareWith = compareSwitch.checked ? apiModel : undefined;
   const answered = talk.ask({ text, mode: mode(), compareWith });
   refresh();
@@ -230,7 +239,10 @@ function wireComposer(): void {
     event.preventDefault();
     void ask();
   });
-  prompt.addEventListener("input", refresh);
+  prompt.addEventListener("input", () => {
+    fitPrompt();
+    refresh();
+  });
   prompt.addEventListener("keydown", (event) => {
     // isComposing: Enter that only ends the input of a Japanese word, say.
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;

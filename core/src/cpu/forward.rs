@@ -4,7 +4,7 @@
 //! Sources: Radford et al. 2019 (GPT-2), Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE), Ainslie et al. 2023 (grouped heads).
 
 use super::{
-    kernels::{Activations, Kernels},
+    kernels::{Activations, Kernels, Scratch},
     math::rope_row,
     pool::{Columns, Pool},
     session::Session,
@@ -30,11 +30,11 @@ pub(crate) struct Runner {
 
 impl Runner {
     pub(crate) fn new(kernels: &'static Kernels, pool: Pool) -> Self {
-        let scores = vec![Vec::new(); pool.n_threads()];
+        let scratch = vec![Scratch::default(); pool.n_threads()];
         let ops = Ops {
             kernels,
             pool,
-            scores,
+            scratch,
             rotations: Vec::new(),
             trace: None,
         };
@@ -101,8 +101,8 @@ impl Runner {
 struct Ops {
     kernels: &'static Kernels,
     pool: Pool,
-    /// Attention scores, for each thread. [n]
-    scores: Vec<Vec<f32>>,
+    /// For each thread.
+    scratch: Vec<Scratch>,
     /// RoPE's table for all positions so far. [n, D / 2]
     rotations: Vec<(f32, f32)>,
     trace: Option<Option<String>>,
@@ -161,15 +161,20 @@ impl Ops {
         }
         y.resize(n_rows * w.n_rows, 0.0);
         let x = &*x;
-        self.pool
-            .for_columns(y, w.n_rows, ROW_STEP, |range, mut out| {
+        self.pool.for_columns(
+            y,
+            w.n_rows,
+            ROW_STEP,
+            &mut self.scratch,
+            |range, mut out, scratch| {
                 w.for_parts(range.clone(), |part, rows, columns| {
-                    (kernels.matmul)(part, rows, x, &mut out.narrow(columns))
+                    (kernels.matmul)(part, rows, x, &mut out.narrow(columns), scratch);
                 });
                 if !w.bias.is_empty() {
                     add_bias(kernels, &w.bias[range], n_rows, &mut out);
                 }
-            });
+            },
+        );
         self.check(y, || {
             w.parts
                 .iter()
@@ -218,13 +223,13 @@ impl Ops {
         let heads_per_kv = spec.n_head / spec.n_kv_head;
         out.reshape(qkv.len() / qkv_width(spec), spec.n_head * d);
         self.pool
-            .for_chunks_with(&mut out.x, d, &mut self.scores, |i, out, scores| {
+            .for_chunks_with(&mut out.x, d, &mut self.scratch, |i, out, scratch| {
                 let (t, h) = (i / spec.n_head, i % spec.n_head);
                 let n = past + t + 1;
                 let q = &qkv[t * qkv_width(spec) + h * d..][..d]; // [D]
                 let (k, v) = session.head(l, h / heads_per_kv, n); // [n, D], [n, D]
-                scores.resize(n, 0.0);
-                (kernels.attend)(q, k, v, scores, out); // [D]
+                scratch.scores.resize(n, 0.0);
+                (kernels.attend)(q, k, v, &mut scratch.scores, out); // [D]
             });
         self.check(&out.x, || format!("attention of block {l}"));
     }

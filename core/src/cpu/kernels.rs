@@ -21,7 +21,13 @@ pub(crate) struct Kernels {
     /// Quantises one row of activations (rule 3).
     pub(crate) quantize_row: fn(x: &[f32], out: &mut [QuantBlock]),
     /// `out[t][r] = W[rows.start + r] · x[t]`: W (N, K) @ x (T, K) -> out (T, rows)
-    pub(crate) matmul: fn(w: &Matrix, rows: Range<usize>, x: &Activations, out: &mut Columns<'_>),
+    pub(crate) matmul: fn(
+        w: &Matrix,
+        rows: Range<usize>,
+        x: &Activations,
+        out: &mut Columns<'_>,
+        scratch: &mut Scratch,
+    ),
     /// RMSNorm. [C] -> [C]
     pub(crate) rms_norm: fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     /// LayerNorm. [C] -> [C]
@@ -44,6 +50,9 @@ impl Kernels {
     pub(crate) fn for_isa(isa: Isa) -> Option<&'static Self> {
         match isa {
             Isa::Scalar => Some(&super::scalar::KERNELS),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => super::avx2::kernels(),
+            #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 => None,
         }
     }
@@ -64,6 +73,21 @@ impl KvDType {
             Self::F32 => 4,
         }
     }
+}
+
+/// Memory of one thread, kept between calls; what is in it means nothing outside a call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Scratch {
+    /// Attention scores. [n]
+    pub(crate) scores: Vec<f32>,
+    /// Unpacked weights of a group of rows, in the order that an instruction set likes. [K, rows]
+    pub(crate) tile: Vec<i16>,
+    /// Their scales. [K / 32, rows]
+    pub(crate) scales: Vec<f32>,
+    /// Their minima. [K / 32, rows]
+    pub(crate) mins: Vec<f32>,
+    /// Quantised activations, widened. [T, K]
+    pub(crate) x: Vec<i16>,
 }
 
 /// 32 quantised activations (rule 3).

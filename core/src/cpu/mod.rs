@@ -4,12 +4,17 @@
 //!
 //! Start at [`forward`]; what it calls is defined in [`scalar`], and sped up in the module of each instruction set.
 
+#[cfg(target_arch = "x86_64")]
+mod avx2;
 mod forward;
 mod kernels;
 pub mod math;
 mod pool;
 mod scalar;
 mod session;
+#[cfg(test)]
+mod tests;
+mod vector;
 mod weights;
 
 pub use session::Session;

@@ -126,27 +126,32 @@ impl Pool {
         }
     }
 
-    /// Splits the columns of `out` [T, n_cols] in ranges of whole `align`s and runs `f(range, columns)` for each.
-    pub(crate) fn for_columns(
+    /// Splits the columns of `out` [T, n_cols] in ranges of whole `align`s and runs `f(range, columns, scratch)` for each;
+    /// each thread has its own `scratch`.
+    pub(crate) fn for_columns<S: Send>(
         &mut self,
         out: &mut [f32],
         n_cols: usize,
         align: usize,
-        f: impl Fn(Range<usize>, Columns<'_>) + Sync,
+        scratch: &mut [S],
+        f: impl Fn(Range<usize>, Columns<'_>, &mut S) + Sync,
     ) {
+        assert!(scratch.len() >= self.n_threads(), "scratch for each thread");
         let n_rows = out.len() / n_cols;
         assert_eq!(out.len(), n_rows * n_cols, "whole rows");
         let n_units = n_cols.div_ceil(align);
         let n_pieces = n_units.min(self.n_threads() * PIECES_PER_THREAD);
-        let out = Exclusive(out.as_mut_ptr());
+        let (out, scratch) = (Exclusive(out.as_mut_ptr()), Exclusive(scratch.as_mut_ptr()));
         let bound = |piece: usize| (piece * n_units / n_pieces * align).min(n_cols);
-        self.run(n_pieces, &|_, piece| {
+        self.run(n_pieces, &|thread, piece| {
             let range = bound(piece)..bound(piece + 1);
             // SAFETY: the ranges of different pieces do not overlap and lie within `n_cols`; `out` is borrowed mutably for
             // the whole step, and each piece runs once.
             let columns =
                 unsafe { Columns::new(out.get().add(range.start), n_rows, n_cols, range.len()) };
-            f(range, columns);
+            // SAFETY: a thread runs one piece at a time, and no two threads have the same number.
+            let scratch = unsafe { &mut *scratch.get().add(thread) };
+            f(range, columns, scratch);
         });
     }
 
@@ -413,7 +418,8 @@ mod tests {
             let mut out = [0u8; 3];
             // Each piece waits until all three are under way, which needs all three threads.
             let arrived = AtomicUsize::new(0);
-            pool.for_chunks_with(&mut out, 1, &mut counts, |_, _, _| {
+            pool.for_chunks_with(&mut out, 1, &mut counts, |_, _, mine| {
+                *mine += 1;
                 arrived.fetch_add(1, Ordering::SeqCst);
                 while arrived.load(Ordering::SeqCst) < 3 {
                     std::thread::yield_now();
@@ -428,14 +434,20 @@ mod tests {
         let mut pool = Pool::new(3).unwrap();
         for n_cols in [1, 7, 8, 9, 64, 100, 1000] {
             let mut out = vec![0.0f32; 3 * n_cols];
-            pool.for_columns(&mut out, n_cols, 8, |range, mut columns| {
-                assert!(range.start % 8 == 0);
-                for t in 0..3 {
-                    for (x, c) in columns.row_mut(t).iter_mut().zip(range.clone()) {
-                        *x += (t * n_cols + c + 1) as f32;
+            pool.for_columns(
+                &mut out,
+                n_cols,
+                8,
+                &mut [(); 3],
+                |range, mut columns, ()| {
+                    assert!(range.start % 8 == 0);
+                    for t in 0..3 {
+                        for (x, c) in columns.row_mut(t).iter_mut().zip(range.clone()) {
+                            *x += (t * n_cols + c + 1) as f32;
+                        }
                     }
-                }
-            });
+                },
+            );
             assert!(
                 out.iter().enumerate().all(|(i, &x)| x == (i + 1) as f32),
                 "{n_cols} columns"

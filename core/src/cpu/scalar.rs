@@ -2,7 +2,7 @@
 
 use super::{
     Isa,
-    kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock},
+    kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
     math::{exp, gelu as gelu_of, silu, sum_lanes},
     pool::Columns,
     weights::Matrix,
@@ -49,7 +49,13 @@ pub(crate) fn quantize_row(x: &[f32], out: &mut [QuantBlock]) {
     }
 }
 
-pub(crate) fn matmul(w: &Matrix, rows: Range<usize>, x: &Activations, out: &mut Columns<'_>) {
+pub(crate) fn matmul(
+    w: &Matrix,
+    rows: Range<usize>,
+    x: &Activations,
+    out: &mut Columns<'_>,
+    _: &mut Scratch,
+) {
     for t in 0..x.n_rows {
         for (y, r) in out.row_mut(t).iter_mut().zip(rows.clone()) {
             *y = dot(w, r, x, t);

@@ -7,6 +7,8 @@
 
 mod error;
 mod read;
+#[cfg(test)]
+mod tests;
 mod value;
 mod write;
 

@@ -169,7 +169,7 @@ impl<'a> Reader<'a> {
         // Version 2 has the same layout; version 1 had 32-bit counts.
         match self.u32()? {
             2 | 3 => Ok(()),
-            swapped if swapped & 0xffff == 0 && swapped != 0 => {
+            swapped if swapped.trailing_zeros() >= 16 && swapped != 0 => {
                 Err(GgufError::BigEndian(swapped.swap_bytes()))
             }
             other => Err(GgufError::Version(other)),

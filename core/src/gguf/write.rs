@@ -194,7 +194,9 @@ fn encode_header(metadata: &Metadata, tensors: &[TensorInfo], alignment: u64) ->
     for info in tensors {
         out.string(&info.name);
         out.u32(info.shape.len() as u32);
-        info.shape.iter().for_each(|n| out.u64(*n));
+        for n in &info.shape {
+            out.u64(*n);
+        }
         out.u32(info.dtype as u32);
         out.u64(info.offset_bytes);
     }
@@ -278,12 +280,16 @@ impl Encoder {
     ) {
         self.u32(type_id);
         self.u64(xs.len() as u64);
-        xs.iter().for_each(|x| self.bytes(&to_bytes(*x)));
+        for x in xs {
+            self.bytes(&to_bytes(*x));
+        }
     }
 
     fn strings(&mut self, strings: &StringArray) {
         self.u32(8);
         self.u64(strings.len() as u64);
-        strings.iter().for_each(|s| self.string(s));
+        for s in strings.iter() {
+            self.string(s);
+        }
     }
 }

@@ -61,6 +61,13 @@ fn check_tensor(info: &TensorInfo, entry: &TensorEntry) -> Result<(), SpecError>
             got,
         });
     }
+    // On 32 bits (wasm) a tensor's values as f32 must fit the address space, so that no engine's size overflows.
+    let n_values = info.shape.iter().try_fold(4, |n: usize, axis| {
+        n.checked_mul(usize::try_from(*axis).ok()?)
+    });
+    if n_values.is_none_or(|n| n > isize::MAX as usize) {
+        return Err(SpecError::TooLarge(info.name.clone()));
+    }
     if info.dtype.is_quantized() && !entry.quantizable {
         return Err(SpecError::WrongType {
             tensor: info.name.clone(),

@@ -48,6 +48,11 @@ pub enum SpecError {
         /// Row-major shape in the file.
         got: Vec<u64>,
     },
+    /// A tensor that the machine cannot address.
+    #[error(
+        "tensor `{0}` is too large for this machine's addresses; use a smaller model or a 64-bit build"
+    )]
+    TooLarge(String),
     /// A tensor has a type that its role does not allow.
     #[error("tensor `{tensor}` has the type {got}, it must be {expected}")]
     WrongType {

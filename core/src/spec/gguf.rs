@@ -230,7 +230,7 @@ impl Keys<'_> {
         }
     }
 
-    fn unsupported(&self, name: &str, value: impl ToString) -> SpecError {
+    fn unsupported(&self, name: &str, value: &impl ToString) -> SpecError {
         SpecError::Unsupported {
             key: self.key(name),
             value: value.to_string(),
@@ -278,14 +278,14 @@ impl Keys<'_> {
             .optional_count("rope.dimension_count")?
             .unwrap_or(head_dim);
         if dim != head_dim {
-            return Err(self.unsupported("rope.dimension_count", format!("{dim} of {head_dim}")));
+            return Err(self.unsupported("rope.dimension_count", &format!("{dim} of {head_dim}")));
         }
         let factor = self.linear_factor()?;
         let freq_factors = match header.tensor(ROPE_FREQS) {
             Some(_) if factor != 1.0 => {
                 return Err(self.unsupported(
                     "rope.scaling.factor",
-                    format!("{factor} beside `{ROPE_FREQS}`"),
+                    &format!("{factor} beside `{ROPE_FREQS}`"),
                 ));
             }
             // A hostile header must not make us allocate; `validate` bounds dim afterwards.
@@ -316,7 +316,7 @@ impl Keys<'_> {
         match self.metadata.str(&self.key("rope.scaling.type")) {
             Some("none") => return Ok(1.0),
             Some("linear") | None => {}
-            Some(other) => return Err(self.unsupported("rope.scaling.type", other)),
+            Some(other) => return Err(self.unsupported("rope.scaling.type", &other)),
         }
         let factor = match self.optional_float("rope.scaling.factor")? {
             Some(factor) => Some(factor),
@@ -336,11 +336,11 @@ impl Keys<'_> {
     /// Variants of the architecture that would compute something else.
     fn refuse_variants(&self, head_dim: usize) -> Result<(), SpecError> {
         if let Some(n) = self.optional_count("expert_count")?.filter(|n| *n > 0) {
-            return Err(self.unsupported("expert_count", n));
+            return Err(self.unsupported("expert_count", &n));
         }
         let value_length = self.optional_count("attention.value_length")?;
         if let Some(n) = value_length.filter(|n| *n != head_dim) {
-            return Err(self.unsupported("attention.value_length", n));
+            return Err(self.unsupported("attention.value_length", &n));
         }
         Ok(())
     }

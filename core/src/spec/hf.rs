@@ -175,7 +175,7 @@ fn missing(key: &str, expected: &'static str) -> SpecError {
     }
 }
 
-fn unsupported(key: &str, value: impl ToString) -> SpecError {
+fn unsupported(key: &str, value: &impl ToString) -> SpecError {
     SpecError::Unsupported {
         key: key.to_owned(),
         value: value.to_string(),
@@ -244,13 +244,13 @@ impl<'a> Config<'a> {
         if allowed.contains(&value) {
             Ok(())
         } else {
-            Err(unsupported(key, value))
+            Err(unsupported(key, &value))
         }
     }
 
     fn must_be_bool(&self, key: &str, wanted: bool) -> Result<(), SpecError> {
         match self.optional_bool(key)? {
-            Some(value) if value != wanted => Err(unsupported(key, value)),
+            Some(value) if value != wanted => Err(unsupported(key, &value)),
             _ => Ok(()),
         }
     }
@@ -271,7 +271,7 @@ impl<'a> Config<'a> {
         for config in [self, &new_form] {
             let share = config.optional_float("partial_rotary_factor")?;
             if let Some(share) = share.filter(|share| *share != 1.0) {
-                return Err(unsupported("partial_rotary_factor", share));
+                return Err(unsupported("partial_rotary_factor", &share));
             }
         }
         // `validate` names these; here they only must not lead to a large table.
@@ -300,7 +300,7 @@ impl<'a> Config<'a> {
             },
             "llama3" => self.llama3_factors(base, dim),
             "longrope" => self.listed_factors(dim, n_ctx),
-            other => Err(unsupported("rope_scaling.rope_type", other)),
+            other => Err(unsupported("rope_scaling.rope_type", &other)),
         }
     }
 
@@ -336,7 +336,7 @@ impl<'a> Config<'a> {
         if !plain {
             return Err(unsupported(
                 key,
-                "longrope with lists that differ or an attention factor",
+                &"longrope with lists that differ or an attention factor",
             ));
         }
         let list = self.optional("long_factor", "a list of numbers", |value| {

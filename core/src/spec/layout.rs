@@ -55,7 +55,7 @@ impl TensorEntry {
     }
 }
 
-/// [n_rows, n_cols] -> [n_cols, n_rows]
+/// `[n_rows, n_cols]` -> `[n_cols, n_rows]`
 fn transpose<T: Copy>(values: &[T], n_rows: usize, n_cols: usize) -> Vec<T> {
     let columns = (0..n_cols).flat_map(|col| (0..n_rows).map(move |row| row * n_cols + col));
     columns.map(|i| values[i]).collect()

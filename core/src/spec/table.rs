@@ -98,13 +98,13 @@ struct Row {
 enum Shape {
     /// [C]
     Embd,
-    /// [n_ff]
+    /// `[n_ff]`
     Ff,
     /// [3C]
     Qkv,
     /// [V, C]
     VocabEmbd,
-    /// [n_ctx, C]
+    /// `[n_ctx, C]`
     CtxEmbd,
     /// [3C, C]
     QkvEmbd,
@@ -114,9 +114,9 @@ enum Shape {
     KvHeadsEmbd,
     /// [C, H * D]
     EmbdHeads,
-    /// [n_ff, C]
+    /// `[n_ff, C]`
     FfEmbd,
-    /// [C, n_ff]
+    /// `[C, n_ff]`
     EmbdFf,
 }
 

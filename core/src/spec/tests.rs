@@ -377,7 +377,7 @@ fn numbers_of_a_hostile_file_are_bounded() {
         ("general.architecture", Value::U32(1)),
     ] {
         let message = refusal(Family::Llama, |header| {
-            header.metadata.set(key, value.clone())
+            header.metadata.set(key, value.clone());
         });
         assert!(!message.is_empty(), "{key}");
     }

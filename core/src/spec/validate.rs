@@ -27,19 +27,19 @@ impl ModelSpec {
             ("n_ctx", self.n_ctx, MAX_CTX),
             ("vocab_size", self.vocab_size, MAX_VOCAB),
         ] {
-            require(field, value, (1..=max).contains(&value), || {
+            require(field, &value, (1..=max).contains(&value), || {
                 format!("between 1 and {max}")
             })?;
         }
         let (n_head, n_kv_head) = (self.n_head, self.n_kv_head);
         require(
             "n_kv_head",
-            n_kv_head,
+            &n_kv_head,
             n_head.is_multiple_of(n_kv_head),
             || format!("a divisor of n_head ({n_head})"),
         )?;
         let eps = self.norm_eps;
-        require("norm_eps", eps, eps.is_finite() && eps >= 0.0, || {
+        require("norm_eps", &eps, eps.is_finite() && eps >= 0.0, || {
             "a small positive number".to_owned()
         })?;
         self.validate_position()
@@ -53,22 +53,22 @@ impl ModelSpec {
         } = &self.position
         else {
             let (width, heads) = (self.n_head * self.head_dim, self.n_kv_head);
-            require("n_head * head_dim", width, width == self.n_embd, || {
+            require("n_head * head_dim", &width, width == self.n_embd, || {
                 format!("n_embd ({})", self.n_embd)
             })?;
-            return require("n_kv_head", heads, heads == self.n_head, || {
+            return require("n_kv_head", &heads, heads == self.n_head, || {
                 format!("n_head ({})", self.n_head)
             });
         };
-        require("rope base", base, base.is_finite() && *base > 0.0, || {
+        require("rope base", &base, base.is_finite() && *base > 0.0, || {
             "positive".to_owned()
         })?;
         let dim_fits = dim.is_multiple_of(2) && *dim <= self.head_dim;
-        require("rope dim", dim, dim_fits, || {
+        require("rope dim", &dim, dim_fits, || {
             format!("even, and at most head_dim ({})", self.head_dim)
         })?;
         let n = freq_factors.len();
-        require("rope factors", n, n == 0 || n == dim / 2, || {
+        require("rope factors", &n, n == 0 || n == dim / 2, || {
             format!("none or {}", dim / 2)
         })
     }
@@ -76,7 +76,7 @@ impl ModelSpec {
 
 fn require(
     field: &str,
-    value: impl ToString,
+    value: &impl ToString,
     holds: bool,
     expected: impl Fn() -> String,
 ) -> Result<(), SpecError> {

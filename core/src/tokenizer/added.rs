@@ -1,7 +1,7 @@
 //! Tokens that stand in the text as a whole: found before the text is cut into words.
 
 use super::{unicode::is_word, vocab::Arena};
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
 /// How an added token is found. Flags as in `tokenizer.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -37,10 +37,10 @@ pub(super) struct Matcher {
 
 impl Matcher {
     /// Looks for `texts`; each comes with the index of its token.
-    pub(super) fn new<'a>(texts: impl Iterator<Item = (&'a str, usize)>) -> Self {
+    pub(super) fn new<'a>(texts: impl Iterator<Item = (Cow<'a, str>, usize)>) -> Self {
         let mut sorted: Vec<_> = texts.filter(|(text, _)| !text.is_empty()).collect();
         sorted.sort_unstable();
-        sorted.dedup_by_key(|(text, _)| *text);
+        sorted.dedup_by(|(a, _), (b, _)| a == b);
         let mut matcher = Self::default();
         if sorted.is_empty() {
             return matcher;
@@ -169,7 +169,7 @@ mod tests {
             tokens
                 .iter()
                 .enumerate()
-                .map(|(i, t)| (t.content.as_str(), i)),
+                .map(|(i, t)| (t.content.as_str().into(), i)),
         );
         let mut got = Vec::new();
         segments(&matcher, tokens, text, parse_special, &mut |s| got.push(s));

@@ -83,6 +83,12 @@ impl Merges {
         merges.iter().map(|m| (m.left, m.right)).collect()
     }
 
+    /// The token that a pair merges to.
+    pub(super) fn merged(&self, left: u32, right: u32) -> Option<u32> {
+        let (rank, merged) = self.get(left, right);
+        (rank != NO_RANK).then_some(merged)
+    }
+
     #[inline]
     fn slot(&self, left: u32, right: u32) -> usize {
         let mask = self.slots.len() - 1;

@@ -1,16 +1,19 @@
 //! The tokenizer in `tokenizer.ggml.*`, as llama.cpp writes and reads it (`src/llama-vocab.cpp`).
 
 use super::{
-    AddedToken, Alphabet, Definition, Kind, Merges, NONE, SpecialIds, Step, Tokenizer,
-    TokenizerError, Unknown, Vocab, byte_level,
+    AddedToken, Alphabet, Definition, Kind, Merges, NONE, Normalize, SPACE_MARK, SpecialIds, Step,
+    Tokenizer, TokenizerError, Unknown, Vocab, byte_level, hf, hf_write,
 };
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, StringArray};
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TOKEN_TYPE: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
+const SCORES: &str = "tokenizer.ggml.scores";
+const ADD_SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
+const HF_JSON: &str = "tokenizer.huggingface.json";
 const ADD_BOS: &str = "tokenizer.ggml.add_bos_token";
 
 /// What a name in `tokenizer.ggml.pre` stands for.
@@ -53,7 +56,7 @@ fn pre_tokenizer(name: &str) -> Option<Pre> {
         "default" => plain(&[
             Step::PunctuationRuns { backtick: false },
             Step::Gpt2,
-            Step::NumberRuns,
+            Step::Numbers { max: usize::MAX },
             Step::AsciiTriples,
         ]),
         _ => None,
@@ -61,6 +64,10 @@ fn pre_tokenizer(name: &str) -> Option<Pre> {
 }
 
 pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
+    if let Some(json) = metadata.str(HF_JSON) {
+        return hf::read(json.as_bytes(), None)
+            .and_then(|tokenizer| with_ids_of(metadata, tokenizer));
+    }
     let texts = metadata.strings(TOKENS).ok_or(TokenizerError::Missing)?;
     let model = metadata.str(MODEL).ok_or(TokenizerError::Key {
         key: MODEL,
@@ -70,8 +77,17 @@ pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
     let kinds = kinds(metadata, vocab.len())?;
     match model {
         "gpt2" => byte_level_bpe(metadata, vocab, kinds).map(Tokenizer::from),
+        "llama" => sentence_piece(metadata, vocab, kinds).map(Tokenizer::from),
         _ => Err(TokenizerError::UnknownModel(model.to_owned())),
     }
+}
+
+/// What `tokenizer.json` does not say comes with the ggml keys.
+fn with_ids_of(metadata: &Metadata, tokenizer: Tokenizer) -> Result<Tokenizer, TokenizerError> {
+    let mut def = tokenizer.def;
+    def.special = special_ids(metadata, def.vocab.len(), def.special)?;
+    def.adds_bos = metadata.bool(ADD_BOS).unwrap_or(def.adds_bos);
+    Ok(def.into())
 }
 
 fn byte_level_bpe(
@@ -106,9 +122,115 @@ fn byte_level_bpe(
         strip_leading_space: false,
         special: special_ids(metadata, vocab.len(), SpecialIds::default())?,
         adds_bos: metadata.bool(ADD_BOS).unwrap_or(pre.add_bos),
+        metaspace: None,
+        scores: Vec::new(),
+        hf_json: None,
         kinds,
         vocab,
     })
+}
+
+/// Llama 2's kind: merges follow from the tokens' scores, characters fall back to bytes.
+fn sentence_piece(
+    metadata: &Metadata,
+    vocab: Vocab,
+    kinds: Vec<Kind>,
+) -> Result<Definition, TokenizerError> {
+    let scores = metadata.floats(SCORES).ok_or(TokenizerError::Key {
+        key: SCORES,
+        expected: "an array of numbers",
+    })?;
+    if scores.len() != vocab.len() {
+        return Err(TokenizerError::Length {
+            key: SCORES,
+            got: scores.len(),
+            expected: vocab.len(),
+        });
+    }
+    let add_space_prefix = metadata.bool(ADD_SPACE_PREFIX).unwrap_or(true);
+    let defaults = SpecialIds {
+        bos: Some(1),
+        eos: Some(2),
+        unknown: Some(0),
+        ..SpecialIds::default()
+    };
+    let special = special_ids(metadata, vocab.len(), defaults)?;
+    let pairs = merges_of_scores(&vocab, &kinds, &scores);
+    let text = |id: u32| vocab.text(id).unwrap_or_default();
+    let mut normalizer =
+        Vec::from_iter(add_space_prefix.then(|| Normalize::Prepend(SPACE_MARK.into())));
+    normalizer.push(Normalize::Replace(" ".into(), SPACE_MARK.into()));
+    Ok(Definition {
+        merges: Merges::new(
+            &vocab,
+            pairs.iter().map(|&(left, right)| (text(left), text(right))),
+        )?,
+        alphabet: Alphabet::Chars(
+            byte_tokens(&vocab),
+            Unknown {
+                id: special.unknown,
+                fuse: true,
+            },
+        ),
+        ignore_merges: false,
+        normalizer,
+        metaspace: None,
+        steps: Vec::new(),
+        added: added_tokens(&vocab, &kinds),
+        strip_leading_space: add_space_prefix,
+        special,
+        adds_bos: metadata.bool(ADD_BOS).unwrap_or(true),
+        scores,
+        hf_json: None,
+        kinds,
+        vocab,
+    })
+}
+
+/// Every way to put a token together from two others, the highest score first, then the longest left part: the order
+/// of transformers' conversion (`generate_merges`).
+fn merges_of_scores(vocab: &Vocab, kinds: &[Kind], scores: &[f32]) -> Vec<(u32, u32)> {
+    let part = |text: &str| {
+        vocab
+            .id(text.as_bytes())
+            .filter(|&id| !is_special(kinds[id as usize]))
+    };
+    let mut merges = Vec::new();
+    for (id, &score) in scores.iter().enumerate() {
+        let text = vocab.text(id as u32).unwrap_or_default();
+        if is_special(kinds[id]) || text.len() > MAX_MERGED_BYTES {
+            continue;
+        }
+        for (n_left, (at, _)) in text.char_indices().enumerate().skip(1) {
+            let (left, right) = text.split_at(at);
+            if let (Some(left), Some(right)) = (part(left), part(right)) {
+                merges.push((score, n_left, id, left, right));
+            }
+        }
+    }
+    merges.sort_by(|a, b| b.0.total_cmp(&a.0).then(b.1.cmp(&a.1)).then(a.2.cmp(&b.2)));
+    merges
+        .into_iter()
+        .map(|(_, _, _, left, right)| (left, right))
+        .collect()
+}
+
+/// Real pieces end at some 48 bytes; trying all splits of a hostile one is quadratic.
+const MAX_MERGED_BYTES: usize = 1024;
+
+fn is_special(kind: Kind) -> bool {
+    matches!(kind, Kind::Control | Kind::Unknown | Kind::Byte)
+}
+
+/// The tokens `<0x00>` to `<0xFF>`.
+pub(super) fn byte_tokens(vocab: &Vocab) -> Box<[u32; 256]> {
+    let mut ids = Box::new([NONE; 256]);
+    for (byte, id) in ids.iter_mut().enumerate() {
+        *id = vocab
+            .id(format!("<0x{byte:02X}>").as_bytes())
+            .unwrap_or(NONE);
+    }
+    ids
 }
 
 /// A merge is two tokens with a space between; the first may begin with one.
@@ -193,4 +315,104 @@ fn special_ids(
         unknown: id("unknown", defaults.unknown)?,
         padding: id("padding", defaults.padding)?,
     })
+}
+
+pub(super) fn write(def: &Definition, n_rows: usize) -> Metadata {
+    let mut metadata = Metadata::new();
+    let n = def.vocab.len().max(n_rows);
+    let is_byte_level = matches!(def.alphabet, Alphabet::Bytes(..));
+    metadata.set(MODEL, if is_byte_level { "gpt2" } else { "llama" });
+    if is_byte_level {
+        metadata.set(PRE, pre_name(def));
+    }
+    let text = |id: usize| def.vocab.text(id as u32).filter(|text| !text.is_empty());
+    metadata.set(
+        TOKENS,
+        (0..n)
+            .map(|id| text(id).map_or_else(|| format!("[PAD{id}]"), str::to_owned))
+            .collect::<StringArray>(),
+    );
+    let kind = |id: usize| def.kinds.get(id).copied().unwrap_or(Kind::Unused);
+    metadata.set(
+        TOKEN_TYPE,
+        (0..n).map(|id| kind(id) as i32).collect::<Vec<i32>>(),
+    );
+    let merges = def.merges.in_order();
+    if is_byte_level {
+        let line = |&(left, right): &(u32, u32)| {
+            format!(
+                "{} {}",
+                text(left as usize).unwrap_or_default(),
+                text(right as usize).unwrap_or_default()
+            )
+        };
+        metadata.set(MERGES, merges.iter().map(line).collect::<StringArray>());
+    } else {
+        metadata.set(SCORES, scores(def, &merges, n));
+        metadata.set(ADD_SPACE_PREFIX, def.strip_leading_space);
+    }
+    let special = &def.special;
+    for (name, id) in [
+        ("bos", special.bos),
+        ("eos", special.eos),
+        ("eot", special.eot),
+        ("eom", special.eom),
+        ("unknown", special.unknown),
+        ("padding", special.padding),
+    ] {
+        if let Some(id) = id {
+            metadata.set(format!("tokenizer.ggml.{name}_token_id"), id);
+        }
+    }
+    metadata.set(ADD_BOS, def.adds_bos);
+    metadata.set(HF_JSON, hf_write::json(def));
+    metadata
+}
+
+/// llama.cpp's name for how this tokenizer cuts. Where it has none the name is one that it refuses, for any other
+/// would give wrong tokens there without a word.
+fn pre_name(def: &Definition) -> &'static str {
+    let plain =
+        def.metaspace.is_none() && def.normalizer.iter().all(|step| *step == Normalize::Nfc);
+    match (def.steps.as_slice(), def.ignore_merges) {
+        _ if !plain => "custom",
+        ([Step::Gpt2], false) => "gpt-2",
+        ([Step::EachDigit | Step::Numbers { max: 1 }, Step::Gpt2], false) => "smollm",
+        ([Step::Cl100k { max_digits: 3 }], true) => "llama-bpe",
+        ([Step::Cl100k { max_digits: 3 }], false) => "dbrx",
+        ([Step::Cl100k { max_digits: 1 }], false) => "qwen2",
+        (
+            [
+                Step::PunctuationRuns { backtick: true },
+                Step::Gpt2,
+                Step::AsciiTriples,
+            ],
+            false,
+        ) => "falcon",
+        (
+            [
+                Step::PunctuationRuns { backtick: false },
+                Step::Gpt2,
+                Step::Numbers { max: usize::MAX },
+                Step::AsciiTriples,
+            ],
+            false,
+        ) => "default",
+        _ => "custom",
+    }
+}
+
+/// Scores that make llama.cpp merge in the order of the merges: the earlier a token's first merge, the higher.
+fn scores(def: &Definition, merges: &[(u32, u32)], n: usize) -> Vec<f32> {
+    let mut scores = def.scores.clone();
+    if scores.is_empty() {
+        scores = vec![-(merges.len() as f32); def.vocab.len()];
+        for (rank, &(left, right)) in merges.iter().enumerate().rev() {
+            if let Some(merged) = def.merges.merged(left, right) {
+                scores[merged as usize] = -(rank as f32);
+            }
+        }
+    }
+    scores.resize(n, -(merges.len() as f32));
+    scores
 }

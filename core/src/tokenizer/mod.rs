@@ -10,6 +10,8 @@ mod added;
 mod bpe;
 mod byte_level;
 mod ggml;
+mod hf;
+mod hf_write;
 mod normalize;
 mod pretokenize;
 mod stream;
@@ -22,8 +24,9 @@ pub use stream::StreamDecoder;
 use crate::gguf::Metadata;
 use added::{AddedToken, Matcher, Segment, segments};
 use bpe::{Merges, Scratch};
-use normalize::{Normalize, normalize};
+use normalize::{Metaspace, Normalize, normalize};
 use pretokenize::{Step, split};
+use std::{collections::BTreeMap, sync::Arc};
 use vocab::{Arena, Kind, Vocab};
 
 /// A byte-level BPE (GPT-2, SmolLM, Llama 3) or SentencePiece-style BPE (Llama 2) tokenizer.
@@ -36,6 +39,8 @@ pub struct Tokenizer {
     normalized_matcher: Matcher,
     /// What each token stands for; empty for special ones.
     bytes: Arena,
+    /// Added tokens that the normalizer rewrites; they are decoded as rewritten.
+    rewritten: BTreeMap<u32, String>,
     /// Ids that end a generation, sorted.
     ends: Vec<u32>,
 }
@@ -51,12 +56,17 @@ struct Definition {
     /// A word that is a token as a whole is not merged (Llama 3).
     ignore_merges: bool,
     normalizer: Vec<Normalize>,
+    metaspace: Option<Metaspace>,
     steps: Vec<Step>,
     added: Vec<AddedToken>,
     /// Whether decoding takes away the space that encoding put before the text (Llama 2).
     strip_leading_space: bool,
     special: SpecialIds,
     adds_bos: bool,
+    /// Score of each token where the file has them (SentencePiece).
+    scores: Vec<f32>,
+    /// The `tokenizer.json` that this was read from.
+    hf_json: Option<Arc<str>>,
 }
 
 /// How words become the first symbols.
@@ -105,15 +115,27 @@ const END_TEXTS: [&str; 9] = [
 impl From<Definition> for Tokenizer {
     fn from(def: Definition) -> Self {
         let of = |normalized| {
-            Matcher::new(
-                def.added
-                    .iter()
-                    .enumerate()
-                    .filter(move |(_, token)| token.normalized == normalized)
-                    .map(|(i, token)| (token.content.as_str(), i)),
-            )
+            def.added
+                .iter()
+                .enumerate()
+                .filter(move |(_, token)| token.normalized == normalized)
         };
-        let (raw_matcher, normalized_matcher) = (of(false), of(true));
+        let raw_matcher =
+            Matcher::new(of(false).map(|(i, token)| (token.content.as_str().into(), i)));
+        let normalized_matcher = Matcher::new(
+            of(true).map(|(i, token)| (normalize(&def.normalizer, &token.content), i)),
+        );
+        let rewritten: BTreeMap<u32, String> = of(true)
+            .map(|(_, token)| {
+                (
+                    token.id,
+                    normalize(&def.normalizer, &token.content),
+                    &token.content,
+                )
+            })
+            .filter(|(_, text, content)| text != *content)
+            .map(|(id, text, _)| (id, text.into_owned()))
+            .collect();
         let mut bytes = Arena::default();
         let mut buffer = Vec::new();
         let mut ends = Vec::from_iter(
@@ -123,11 +145,12 @@ impl From<Definition> for Tokenizer {
         );
         for (id, &kind) in def.kinds.iter().enumerate() {
             let text = def.vocab.text(id as u32).unwrap_or_default();
+            let shown = rewritten.get(&(id as u32)).map_or(text, String::as_str);
             buffer.clear();
             match kind {
                 Kind::Control if END_TEXTS.contains(&text) => ends.push(id as u32),
                 Kind::Control | Kind::Unknown | Kind::Unused => {}
-                _ => def.alphabet.decode_into(text, &mut buffer),
+                _ => def.alphabet.decode_into(shown, &mut buffer),
             }
             bytes.push(&buffer);
         }
@@ -138,6 +161,7 @@ impl From<Definition> for Tokenizer {
             raw_matcher,
             normalized_matcher,
             bytes,
+            rewritten,
             ends,
         }
     }
@@ -156,14 +180,23 @@ impl Tokenizer {
     /// # Errors
     /// When it is no JSON of this kind, or uses a component we do not run (named).
     pub fn from_hf_json(
-        _tokenizer_json: &[u8],
-        _tokenizer_config_json: Option<&[u8]>,
+        tokenizer_json: &[u8],
+        tokenizer_config_json: Option<&[u8]>,
     ) -> Result<Self, TokenizerError> {
-        todo!()
+        hf::read(tokenizer_json, tokenizer_config_json)
     }
     /// The `tokenizer.*` keys to write to a GGUF file, such that both llama.cpp and we read it back.
     pub fn to_metadata(&self) -> Metadata {
-        todo!()
+        self.to_metadata_with_rows(self.vocab_size())
+    }
+    /// The same for an embedding of more rows than there are tokens: llama.cpp wants as many tokens as rows, so unused
+    /// ones are added to its list.
+    pub fn to_metadata_with_rows(&self, n_rows: usize) -> Metadata {
+        ggml::write(&self.def, n_rows)
+    }
+    /// The Hugging Face `tokenizer.json`: the one this was read from, or else one that means the same.
+    pub fn to_hf_json(&self) -> String {
+        hf_write::json(&self.def)
     }
     /// Ids of `text`. Special tokens such as `<|im_start|>` in the text become their ids when `parse_special`;
     /// BOS is added when `add_bos`.
@@ -178,8 +211,9 @@ impl Tokenizer {
             parse_special,
             &mut |segment| match segment {
                 Segment::Token(id) => ids.push(id),
-                Segment::Text(text) => {
-                    self.encode_stretch(text, parse_special, &mut scratch, &mut ids)
+                Segment::Text(stretch) => {
+                    let at_start = std::ptr::eq(stretch.as_ptr(), text.as_ptr());
+                    self.encode_stretch(stretch, at_start, parse_special, &mut scratch, &mut ids);
                 }
             },
         );
@@ -190,13 +224,20 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         let mut decoder = StreamDecoder::default();
         let mut text = String::new();
+        let mut special = Vec::new();
         for &id in ids {
-            let is_special = matches!(
-                self.def.kinds.get(id as usize),
-                Some(Kind::Control | Kind::Unknown)
-            );
-            let bytes = if is_special && !skip_special {
-                self.token_text(id).unwrap_or_default().as_bytes()
+            let kind = self.def.kinds.get(id as usize);
+            let bytes = if !skip_special && matches!(kind, Some(Kind::Control | Kind::Unknown)) {
+                special.clear();
+                let shown = self
+                    .rewritten
+                    .get(&id)
+                    .map(String::as_str)
+                    .or(self.token_text(id));
+                self.def
+                    .alphabet
+                    .decode_into(shown.unwrap_or_default(), &mut special);
+                &special
             } else {
                 self.token_bytes(id)
             };
@@ -245,6 +286,7 @@ impl Tokenizer {
     fn encode_stretch(
         &self,
         text: &str,
+        at_start: bool,
         parse_special: bool,
         scratch: &mut Scratch,
         ids: &mut Vec<u32>,
@@ -257,9 +299,18 @@ impl Tokenizer {
             parse_special,
             &mut |segment| match segment {
                 Segment::Token(id) => ids.push(id),
-                Segment::Text(text) => split(&self.def.steps, text, &mut |word| {
-                    self.encode_word(word, scratch, ids)
-                }),
+                Segment::Text(stretch) => {
+                    let at_start = at_start && std::ptr::eq(stretch.as_ptr(), text.as_ptr());
+                    let marked = self
+                        .def
+                        .metaspace
+                        .map(|metaspace| metaspace.apply(stretch, at_start));
+                    split(
+                        &self.def.steps,
+                        marked.as_deref().unwrap_or(stretch),
+                        &mut |word| self.encode_word(word, scratch, ids),
+                    );
+                }
             },
         );
     }

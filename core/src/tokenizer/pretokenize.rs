@@ -4,6 +4,7 @@
 //! Each scanner takes a text that is not empty and returns the length of its first piece. Classes are those of
 //! the Hugging Face library, which tests over every Unicode character hold to it.
 
+use super::SPACE_MARK;
 use super::unicode::{Class, LETTER, NUMBER, PUNCTUATION, SPACE, class};
 
 /// One splitting step; steps apply in order, each within the pieces of the one before.
@@ -22,8 +23,11 @@ pub(super) enum Step {
     EachDigit,
     /// Runs of `char::is_numeric` (`Digits` without).
     DigitRuns,
-    /// Runs of `\p{N}`.
-    NumberRuns,
+    /// Runs of up to so many `\p{N}`.
+    Numbers {
+        /// Characters a piece at most.
+        max: usize,
+    },
     /// Runs of punctuation and ``$+<=>^~|``, llama.cpp's `default`; with the backtick, its `falcon`.
     PunctuationRuns {
         /// Whether the backtick belongs to them.
@@ -31,6 +35,57 @@ pub(super) enum Step {
     },
     /// ASCII digits by threes (`[0-9][0-9][0-9]`).
     AsciiTriples,
+    /// Before each `▁` (`Metaspace` that splits).
+    BeforeSpaceMark,
+}
+
+/// The regexes of `tokenizer.json` that we have scanners for.
+pub(super) const PATTERNS: [(&str, Step); 9] = [
+    (
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        Step::Gpt2,
+    ),
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        Step::Cl100k { max_digits: 3 },
+    ),
+    (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        Step::Cl100k { max_digits: 1 },
+    ),
+    (r"\p{N}", Step::Numbers { max: 1 }),
+    (r"\p{N}{1,3}", Step::Numbers { max: 3 }),
+    (r"\p{N}+", Step::Numbers { max: usize::MAX }),
+    (r"[0-9][0-9][0-9]", Step::AsciiTriples),
+    (
+        r"[\p{P}\$\+<=>\^~\|]+",
+        Step::PunctuationRuns { backtick: false },
+    ),
+    (
+        r"[\p{P}\$\+<=>\^~\|`]+",
+        Step::PunctuationRuns { backtick: true },
+    ),
+];
+
+impl Step {
+    /// The step of a regex that splits, and isolates or keeps what it matches.
+    pub(super) fn of_pattern(regex: &str) -> Option<Self> {
+        PATTERNS
+            .iter()
+            .find(|(pattern, _)| *pattern == regex)
+            .map(|(_, step)| *step)
+    }
+    /// The regex of a step that is one.
+    pub(super) fn pattern(self) -> Option<&'static str> {
+        PATTERNS
+            .iter()
+            .find(|(_, step)| *step == self)
+            .map(|(pattern, _)| *pattern)
+    }
+    /// Whether the regex matches everything, so that nothing stands between its matches.
+    pub(super) fn covers_all(self) -> bool {
+        matches!(self, Self::Gpt2 | Self::Cl100k { .. })
+    }
 }
 
 /// Calls `each` with every piece of `text`.
@@ -66,13 +121,19 @@ fn first_piece(step: Step, text: &str) -> usize {
         Step::Cl100k { max_digits } => cl100k(text, max_digits),
         Step::EachDigit => isolate(text, char::is_numeric, 1),
         Step::DigitRuns => isolate(text, char::is_numeric, usize::MAX),
-        Step::NumberRuns => isolate(text, |c| class(c) & NUMBER != 0, usize::MAX),
+        Step::Numbers { max } => isolate(text, |c| class(c) & NUMBER != 0, max),
         Step::PunctuationRuns { backtick } => {
             let is_in =
                 |c| class(c) & PUNCTUATION != 0 || "$+<=>^~|".contains(c) || (backtick && c == '`');
             isolate(text, is_in, usize::MAX)
         }
         Step::AsciiTriples => ascii_triples(text),
+        Step::BeforeSpaceMark => {
+            let after = text.chars().next().map_or(0, char::len_utf8);
+            text[after..]
+                .find(SPACE_MARK)
+                .map_or(text.len(), |at| after + at)
+        }
     }
 }
 

@@ -1,0 +1,364 @@
+//! Each function of each table against its scalar twin.
+
+use crate::{
+    cpu::{
+        Isa,
+        kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
+        pool::Columns,
+        scalar,
+        weights::Matrix,
+    },
+    quant::{DType, quantize},
+};
+use half::{f16, slice::HalfFloatSliceExt};
+
+/// The tables to test on this machine, without the oracle's own.
+fn tables() -> Vec<&'static Kernels> {
+    let others = Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar);
+    let tables: Vec<_> = others.filter_map(Kernels::for_isa).collect();
+    assert!(
+        !tables.is_empty() || !cfg!(target_arch = "x86_64"),
+        "every x86-64 machine that runs these tests has AVX2"
+    );
+    tables
+}
+
+/// A generator that is the same everywhere (Steele, Lea and Flood, 2014).
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Between -1 and 1.
+    fn unit(&mut self) -> f32 {
+        (self.next() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    fn values(&mut self, n: usize, scale: f32) -> Vec<f32> {
+        (0..n).map(|_| self.unit() * scale).collect()
+    }
+
+    /// Magnitudes from subnormal to huge, zeros of both signs among them.
+    fn wild(&mut self, n: usize) -> Vec<f32> {
+        let zeros = [0.0, -0.0, f32::from_bits(1), -f32::MIN_POSITIVE / 3.0];
+        let value = |r: &mut Self| match r.next() % 8 {
+            0 => zeros[r.next() as usize % zeros.len()],
+            k => r.unit() * 10f32.powi(k as i32 * 3 - 12),
+        };
+        (0..n).map(|_| value(self)).collect()
+    }
+}
+
+/// Bits, all NaN alike: which NaN comes out is not part of the definition.
+fn bits(values: &[f32]) -> Vec<u32> {
+    let canonical = |x: &f32| {
+        if x.is_nan() {
+            f32::NAN.to_bits()
+        } else {
+            x.to_bits()
+        }
+    };
+    values.iter().map(canonical).collect()
+}
+
+fn matrix(dtype: DType, n_cols: usize, bytes: Vec<u8>) -> Matrix {
+    let row_bytes = dtype.row_bytes(n_cols).unwrap();
+    Matrix {
+        name: "test".to_owned(),
+        dtype,
+        n_rows: bytes.len() / row_bytes,
+        n_cols,
+        row_bytes,
+        bytes: bytes.into(),
+    }
+}
+
+fn activations(n_cols: usize, x: Vec<f32>) -> Activations {
+    let mut acts = Activations::default();
+    acts.reshape(x.len() / n_cols, n_cols);
+    acts.x = x;
+    if n_cols.is_multiple_of(BLOCK) {
+        scalar::quantize_row(&acts.x, &mut acts.blocks);
+    }
+    acts
+}
+
+fn matmul(table: &Kernels, w: &Matrix, x: &Activations) -> Vec<f32> {
+    let mut out = vec![f32::NAN; x.n_rows * w.n_rows];
+    let mut columns = Columns::all(&mut out, w.n_rows);
+    (table.matmul)(w, 0..w.n_rows, x, &mut columns, &mut Scratch::default());
+    out
+}
+
+fn check_matmul(w: &Matrix, x: &Activations) {
+    let want = matmul(&scalar::KERNELS, w, x);
+    for table in tables() {
+        let got = matmul(table, w, x);
+        let (dtype, n_rows) = (w.dtype, w.n_rows);
+        assert_eq!(
+            bits(&got),
+            bits(&want),
+            "{table:?} {dtype} ({n_rows}, {}) @ ({}, K)",
+            w.n_cols,
+            x.n_rows
+        );
+    }
+}
+
+#[test]
+fn products_of_every_type_and_size_agree() {
+    let mut rng = Rng(1);
+    for dtype in DType::ALL {
+        let widths: &[usize] = if dtype.is_quantized() {
+            &[32, 64, 96, 576]
+        } else {
+            &[1, 2, 7, 15, 16, 17, 31, 33, 64, 100, 576]
+        };
+        for &n_cols in widths {
+            for n_rows in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31] {
+                for n_tokens in [1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 17] {
+                    let mut bytes = Vec::new();
+                    quantize(dtype, &rng.values(n_rows * n_cols, 0.3), &mut bytes);
+                    let x = activations(n_cols, rng.values(n_tokens * n_cols, 4.0));
+                    check_matmul(&matrix(dtype, n_cols, bytes), &x);
+                }
+            }
+        }
+    }
+}
+
+/// Every byte value in the integers, scales of both signs, zero and subnormal, against the largest activations.
+#[test]
+fn products_of_extreme_blocks_agree() {
+    let mut rng = Rng(2);
+    let scales = [1.0, -2.0, 0.0, 6e-8, 60000.0].map(f16::from_f32);
+    let fills: [fn(&mut Rng) -> u8; 5] = [|_| 0x80, |_| 0x7f, |_| 0xff, |_| 0, |r| r.next() as u8];
+    let signs: [fn(usize) -> f32; 3] = [|_| 1.0, |_| -1.0, |i| if i % 2 == 0 { 1.0 } else { -1.0 }];
+    for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_1] {
+        for fill in fills {
+            for sign in signs {
+                for n_tokens in [1, 4, 5] {
+                    let mut bytes: Vec<u8> = (0..17 * 3 * dtype.block_bytes())
+                        .map(|_| fill(&mut rng))
+                        .collect();
+                    for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
+                        let mut half = || scales[rng.next() as usize % scales.len()].to_le_bytes();
+                        block[..2].copy_from_slice(&half());
+                        if dtype == DType::Q4_1 {
+                            block[2..4].copy_from_slice(&half());
+                        }
+                    }
+                    let x = (0..n_tokens * 96).map(|i| sign(i) * 3.0).collect();
+                    check_matmul(&matrix(dtype, 96, bytes), &activations(96, x));
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn products_of_wild_floats_agree() {
+    let mut rng = Rng(3);
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for n_cols in [5, 16, 50] {
+            let mut bytes = Vec::new();
+            quantize(dtype, &rng.wild(9 * n_cols), &mut bytes);
+            check_matmul(
+                &matrix(dtype, n_cols, bytes),
+                &activations(n_cols, rng.wild(5 * n_cols)),
+            );
+        }
+    }
+}
+
+#[test]
+fn weights_need_no_alignment() {
+    let mut rng = Rng(4);
+    for dtype in DType::ALL {
+        let mut bytes = vec![0];
+        quantize(dtype, &rng.values(16 * 64, 1.0), &mut bytes);
+        let mut w = matrix(dtype, 64, bytes[1..].to_vec());
+        w.bytes = bytes::Bytes::from(bytes).slice(1..);
+        for n_tokens in [1, 6] {
+            check_matmul(&w, &activations(64, rng.values(n_tokens * 64, 1.0)));
+        }
+    }
+}
+
+#[test]
+fn quantised_activations_agree() {
+    let mut rng = Rng(5);
+    let mut rows: Vec<Vec<f32>> = (0..500).map(|_| rng.wild(64)).collect();
+    rows.extend((0..500).map(|i| rng.values(96, 10f32.powi(i % 70 - 40))));
+    for special in [
+        f32::NAN,
+        -f32::NAN,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::MAX,
+        f32::from_bits(1),
+        1e-7,
+        0.0,
+    ] {
+        for i in [0, 15, 31] {
+            let mut row = rng.values(32, 1.0);
+            row[i] = special;
+            rows.push(row);
+        }
+        rows.push(vec![special; 32]);
+    }
+    // Exact halves after scaling by 1: amax is 127.
+    rows.push(
+        (0..32)
+            .map(|i| if i == 0 { 127.0 } else { i as f32 - 16.5 })
+            .collect(),
+    );
+    for row in &rows {
+        let quantized = |table: &Kernels| {
+            let mut out = vec![
+                QuantBlock {
+                    q: [99; BLOCK],
+                    scale: 99.0,
+                    sum: 99
+                };
+                row.len() / BLOCK
+            ];
+            (table.quantize_row)(row, &mut out);
+            out
+        };
+        let want = quantized(&scalar::KERNELS);
+        for table in tables() {
+            for (got, want) in quantized(table).iter().zip(&want) {
+                assert_eq!((got.q, got.sum), (want.q, want.sum), "{table:?} {row:?}");
+                assert_eq!(bits(&[got.scale]), bits(&[want.scale]), "{table:?} {row:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_nan_or_infinity_among_activations_is_not_lost() {
+    for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let mut row = vec![1.0; 32];
+        row[7] = special;
+        let mut bytes = Vec::new();
+        quantize(DType::Q8_0, &[0.5; 32], &mut bytes);
+        let y = matmul(
+            &scalar::KERNELS,
+            &matrix(DType::Q8_0, 32, bytes),
+            &activations(32, row),
+        );
+        assert!(!y[0].is_finite(), "{special} gave {}", y[0]);
+    }
+}
+
+#[test]
+fn norms_agree() {
+    let mut rng = Rng(6);
+    for n in (1..100).chain([576, 768]) {
+        for scale in [1e-3, 1.0, 1e3] {
+            let (x, w, b) = (rng.values(n, scale), rng.values(n, 2.0), rng.values(n, 1.0));
+            let run = |table: &Kernels| {
+                let (mut rms, mut layer) = (vec![0.0; n], vec![0.0; n]);
+                (table.rms_norm)(&x, &w, 1e-5, &mut rms);
+                (table.layer_norm)(&x, &w, &b, 1e-5, &mut layer);
+                (bits(&rms), bits(&layer))
+            };
+            for table in tables() {
+                assert_eq!(run(table), run(&scalar::KERNELS), "{table:?} n {n}");
+            }
+        }
+    }
+}
+
+#[test]
+fn activation_functions_agree() {
+    let mut rng = Rng(7);
+    let mut x = rng.wild(2000);
+    x.extend((-1000..1000).map(|i| i as f32 * 0.1));
+    x.extend([
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        -87.0,
+        -87.1,
+        87.0,
+        88.0,
+        88.1,
+        f32::MAX,
+        f32::MIN,
+    ]);
+    let up = rng.values(x.len(), 3.0);
+    for n in (0..40).chain([x.len()]) {
+        let (x, up) = (&x[x.len() - n..], &up[..n]);
+        let run = |table: &Kernels| {
+            let (mut silu, mut gelu) = (vec![0.0; n], vec![0.0; n]);
+            (table.silu_mul)(x, up, &mut silu);
+            (table.gelu)(x, &mut gelu);
+            (bits(&silu), bits(&gelu))
+        };
+        for table in tables() {
+            assert_eq!(run(table), run(&scalar::KERNELS), "{table:?} n {n}");
+        }
+    }
+}
+
+#[test]
+fn rotations_and_sums_agree() {
+    let mut rng = Rng(8);
+    for n_pairs in [1, 2, 3, 4, 7, 8, 16, 32, 33] {
+        let angles = rng.values(n_pairs, 3.0);
+        let rotations: Vec<_> = angles.iter().map(|a| (a.cos(), a.sin())).collect();
+        let (x, y) = (rng.wild(2 * n_pairs), rng.wild(2 * n_pairs));
+        let run = |table: &Kernels| {
+            let mut x = x.clone();
+            (table.rope)(&mut x, &rotations);
+            (table.add)(&mut x, &y);
+            bits(&x)
+        };
+        for table in tables() {
+            assert_eq!(
+                run(table),
+                run(&scalar::KERNELS),
+                "{table:?} {n_pairs} pairs"
+            );
+        }
+    }
+}
+
+#[test]
+fn attention_agrees() {
+    let mut rng = Rng(9);
+    for d in [1, 3, 16, 20, 32, 64, 80, 96, 128, 130] {
+        for n in (1..20).chain([31, 32, 33, 100]) {
+            let q = rng.values(d, 3.0);
+            let (k, v) = (rng.values(n * d, 2.0), rng.values(n * d, 2.0));
+            let to_f16 = |x: &[f32]| {
+                let mut out = vec![f16::ZERO; x.len()];
+                out.convert_from_f32_slice(x);
+                out
+            };
+            let (k16, v16) = (to_f16(&k), to_f16(&v));
+            let run = |table: &Kernels| {
+                let (mut wide, mut narrow, mut scores) = (vec![9.0; d], vec![9.0; d], vec![9.0; n]);
+                (table.attend)(&q, KvRows::F32(&k), KvRows::F32(&v), &mut scores, &mut wide);
+                (table.attend)(
+                    &q,
+                    KvRows::F16(&k16),
+                    KvRows::F16(&v16),
+                    &mut scores,
+                    &mut narrow,
+                );
+                (bits(&wide), bits(&narrow), bits(&scores))
+            };
+            for table in tables() {
+                assert_eq!(run(table), run(&scalar::KERNELS), "{table:?} D {d} n {n}");
+            }
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! Any bytes as a model file: an error or a model, never a panic. The stored corpus is replayed by core's tests.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| fledgling_core::testing::exercise_file(bytes));

@@ -1,0 +1,107 @@
+//! The command line: which commands there are, and what an error becomes.
+
+use crate::{
+    bench, chat, doctor, eval, export, generate, inspect, interrupt,
+    output::{StdoutClosed, UsageError, note},
+    pull, tokenize,
+};
+use anyhow::{Error, Result};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Fine-tune a small GPT, evaluate it, export one GGUF file, and run it anywhere
+#[derive(Debug, Parser)]
+#[command(name = "fledgling", version, max_term_width = 120)]
+#[command(
+    after_help = "Example:\n  fledgling pull smollm2-135m-instruct\n  fledgling chat smollm2-135m-instruct\n\n\
+    Exit status: 0 fine, 1 failed, 2 wrong use, 130 ended by Ctrl-C. Results go to standard output, all else to standard error."
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Doctor(doctor::Args),
+    Pull(pull::Args),
+    Eval(eval::Args),
+    Export(export::Args),
+    Generate(generate::Args),
+    Chat(chat::Args),
+    Tokenize(tokenize::Args),
+    Inspect(inspect::Args),
+    Bench(bench::Args),
+}
+
+/// Parses the command line, runs the command, and says what its exit status is.
+pub fn main() -> ExitCode {
+    // clap ends wrong use itself, with status 2.
+    let cli = Cli::parse();
+    if let Err(error) = interrupt::install() {
+        note(format!("Ctrl-C will not clean up: {error}"));
+    }
+    match run(&cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error),
+    }
+}
+
+fn run(command: &Command) -> Result<()> {
+    match command {
+        Command::Doctor(args) => doctor::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Export(args) => export::run(args),
+        Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Bench(args) => bench::run(args),
+    }
+}
+
+fn report(error: &Error) -> ExitCode {
+    if error.is::<StdoutClosed>() {
+        return ExitCode::SUCCESS;
+    }
+    note(format!("error: {error:#}"));
+    if error.chain().any(|cause| cause.is::<UsageError>()) {
+        ExitCode::from(2)
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn every_command_has_help_with_an_example() {
+        fn check(command: &clap::Command) {
+            assert!(
+                command.get_about().is_some(),
+                "{} says what it does",
+                command.get_name()
+            );
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(check);
+            } else {
+                let help = command
+                    .get_after_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_default();
+                assert!(
+                    help.contains("Example"),
+                    "{} shows an example",
+                    command.get_name()
+                );
+            }
+        }
+        let command = Cli::command();
+        command.clone().debug_assert();
+        check(&command);
+    }
+}

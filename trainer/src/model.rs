@@ -1,0 +1,233 @@
+//! What `MODEL` means on every command line: a GGUF file, a folder of safetensors, a run's folder, or a pulled name.
+
+use crate::{
+    cache::Cache,
+    convert,
+    interrupt::Unfinished,
+    output::UsageError,
+    pull::source::{NAMED, nearest},
+};
+use anyhow::{Context, Result, bail};
+use fledgling_core::{
+    cpu::{CpuEngine, CpuOptions, KvDType},
+    gguf::{Gguf, Header},
+    model::ModelInfo,
+};
+use std::path::{Path, PathBuf};
+
+/// An opened model. Its bytes are mapped, not read.
+#[derive(Debug)]
+pub struct Model {
+    /// What the user called it.
+    pub name: String,
+    /// The GGUF file; for a folder, a temporary one that lives as long as this value.
+    pub path: PathBuf,
+    /// The file.
+    pub gguf: Gguf,
+    /// Spec, tokenizer, chat template.
+    pub info: ModelInfo,
+    _converted: Option<Converted>,
+}
+
+/// A GGUF file made for one command.
+#[derive(Debug)]
+struct Converted {
+    _folder: tempfile::TempDir,
+    _unfinished: Unfinished,
+}
+
+/// Finds and opens what `text` names.
+///
+/// # Errors
+/// When there is nothing of this name (with the names there are), or it is no model that we run.
+pub fn open(text: &str) -> Result<Model> {
+    let path = locate(text)?;
+    if path.is_dir() {
+        return open_folder(text, &path);
+    }
+    let (gguf, info) = open_gguf(&path)?;
+    Ok(Model {
+        name: text.to_owned(),
+        path,
+        gguf,
+        info,
+        _converted: None,
+    })
+}
+
+/// The file or folder that `text` names.
+///
+/// # Errors
+/// With the pulled models and the nearest name.
+pub fn locate(text: &str) -> Result<PathBuf> {
+    let path = PathBuf::from(text);
+    if path.exists() {
+        return Ok(path);
+    }
+    let cache = Cache::open()?;
+    let name = text
+        .strip_prefix("hf:")
+        .map_or_else(|| text.to_owned(), |repo| repo.replace('/', "--"));
+    if let Some(entry) = cache
+        .find(&name)
+        .or_else(|| cache.find(&name.to_lowercase()))
+    {
+        return Ok(cache.path_of(&entry));
+    }
+    Err(UsageError(not_found(text, &cache)).into())
+}
+
+fn not_found(text: &str, cache: &Cache) -> String {
+    let models = cache.models();
+    let pulled: Vec<_> = models.iter().map(|entry| entry.name.as_str()).collect();
+    let list = if pulled.is_empty() {
+        "none yet".to_owned()
+    } else {
+        pulled.join(", ")
+    };
+    let advice = if NAMED.iter().any(|named| named.name == text) {
+        format!("run `fledgling pull {text}` first")
+    } else if text.starts_with("hf:") {
+        format!(
+            "run `fledgling pull {text}` first; afterwards it goes by the name that pull gave it"
+        )
+    } else if let Some(name) = nearest(text, pulled.iter().copied()) {
+        format!("did you mean `{name}`?")
+    } else if let Some(name) = nearest(text, NAMED.iter().map(|named| named.name)) {
+        format!("did you mean `{name}`? Then run `fledgling pull {name}` first")
+    } else {
+        "give a GGUF file, a run's folder, or pull a model with `fledgling pull`".to_owned()
+    };
+    format!("there is no file, folder or pulled model `{text}`: {advice} (pulled models: {list})")
+}
+
+/// Maps a GGUF file and reads what its header means.
+///
+/// # Errors
+/// When it is no GGUF file, a broken one, or a model that we do not run; with the path.
+pub fn open_gguf(path: &Path) -> Result<(Gguf, ModelInfo)> {
+    let gguf = map_gguf(path)?;
+    let info = ModelInfo::from_header(gguf.header()).with_context(|| path.display().to_string())?;
+    Ok((gguf, info))
+}
+
+/// Maps a GGUF file, whatever model it holds.
+///
+/// # Errors
+/// When it cannot be read or is no GGUF file.
+pub fn map_gguf(path: &Path) -> Result<Gguf> {
+    let bytes = fledgling_lambda::mapped_file(path)?;
+    Gguf::parse(bytes).with_context(|| path.display().to_string())
+}
+
+/// Reads the header of a GGUF file.
+///
+/// # Errors
+/// As [`map_gguf`].
+pub fn read_header(path: &Path) -> Result<Header> {
+    Ok(map_gguf(path)?.header().clone())
+}
+
+fn open_folder(text: &str, folder: &Path) -> Result<Model> {
+    let place = tempfile::Builder::new()
+        .prefix("fledgling-")
+        .tempdir()
+        .context("cannot make a temporary folder: set TMPDIR to one that can be written")?;
+    let unfinished = Unfinished::new(place.path());
+    let stem = folder
+        .canonicalize()
+        .ok()
+        .and_then(|path| {
+            path.file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+        })
+        .unwrap_or_else(|| "model".to_owned());
+    let path = place.path().join(format!("{stem}.gguf"));
+    folder_to_gguf(folder, &path)?;
+    let (gguf, info) = open_gguf(&path)?;
+    Ok(Model {
+        name: text.to_owned(),
+        path,
+        gguf,
+        info,
+        _converted: Some(Converted {
+            _folder: place,
+            _unfinished: unfinished,
+        }),
+    })
+}
+
+/// Writes the model of a folder, unquantised, as a GGUF file: a run's (LoRA merged), or one of safetensors.
+///
+/// # Errors
+/// When the folder is neither.
+pub fn folder_to_gguf(folder: &Path, target: &Path) -> Result<()> {
+    if !convert::is_model_folder(folder) {
+        bail!(
+            "{} holds no model: a run's folder or a folder of safetensors (config.json, tokenizer.json, model.safetensors) is needed",
+            folder.display()
+        );
+    }
+    convert::folder_to_gguf(folder, target, true)
+}
+
+/// How the CPU engine runs, from the flags that every command with an engine has.
+#[derive(Debug, Clone, clap::Args)]
+pub struct EngineArgs {
+    /// Threads (default: all cores); they never change the result
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Keep keys and values in f32 instead of f16, for comparison with PyTorch
+    #[arg(long)]
+    pub kv_f32: bool,
+}
+
+impl EngineArgs {
+    /// The threads to use.
+    pub fn n_threads(&self) -> usize {
+        self.threads.map_or_else(all_cores, usize::from)
+    }
+
+    /// The engine's options.
+    pub fn options(&self) -> CpuOptions {
+        CpuOptions {
+            n_threads: self.n_threads(),
+            isa: None,
+            kv: if self.kv_f32 {
+                KvDType::F32
+            } else {
+                KvDType::F16
+            },
+        }
+    }
+
+    /// Loads a model's engine.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of the wrong shape, with the model's name.
+    pub fn load(&self, model: &Model) -> Result<CpuEngine> {
+        CpuEngine::new(&model.gguf, &self.options())
+            .with_context(|| model.path.display().to_string())
+    }
+}
+
+/// The cores that this process may use.
+pub fn all_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Positions for a session: what was asked for, or `wanted`, within what the model was made for.
+///
+/// # Errors
+/// [`UsageError`] when more was asked for than the model has.
+pub fn context_len(model: &Model, asked: Option<usize>, wanted: usize) -> Result<usize> {
+    let n_ctx = model.info.spec.n_ctx;
+    match asked {
+        Some(asked) if asked > n_ctx => Err(UsageError(format!(
+            "--ctx {asked}: the model was made for {n_ctx} positions"
+        )))
+        .map_err(Into::into),
+        Some(asked) => Ok(asked),
+        None => Ok(wanted.min(n_ctx)),
+    }
+}

@@ -1,0 +1,811 @@
+//! Each command on tiny models: the shape of its JSON, and what it does with bad input.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot set itself up has failed"
+)]
+
+mod common;
+
+use common::{Place, Ran};
+use fledgling_core::{quant::DType, spec::Family};
+use serde_json::Value;
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::{TcpListener, TcpStream},
+    process::Stdio,
+};
+
+const FAMILIES: [Family; 2] = [Family::Gpt2, Family::Llama];
+
+fn ids(value: &Value) -> Vec<u64> {
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap())
+        .collect()
+}
+
+#[test]
+fn generate_gives_the_same_answer_for_the_same_seed_and_any_threads() {
+    let place = Place::new();
+    for family in FAMILIES {
+        let model = place.tiny("tiny.gguf", family, DType::Q8_0);
+        let ask = |extra: &[&str]| {
+            let args = [
+                &[
+                    "generate",
+                    &model,
+                    "--prompt",
+                    "Hello",
+                    "--max-tokens",
+                    "12",
+                    "--ignore-end",
+                    "--json",
+                ],
+                extra,
+            ]
+            .concat();
+            place.run(&args).json()
+        };
+        let greedy = ask(&["--threads", "1"]);
+        assert_eq!(ids(&greedy["token_ids"]).len(), 12);
+        assert!(!ids(&greedy["prompt_token_ids"]).is_empty());
+        assert_eq!(greedy["finish_reason"], "length");
+        assert!(greedy["text"].is_string());
+        assert!(greedy["time_to_first_token_ms"].as_f64().unwrap() > 0.0);
+        assert!(greedy["tokens_per_s"].as_f64().unwrap() > 0.0);
+        assert_eq!(ask(&["--threads", "3"])["token_ids"], greedy["token_ids"]);
+        let warm = |seed| ask(&["--temperature", "1", "--seed", seed])["token_ids"].clone();
+        assert_eq!(warm("5"), warm("5"));
+        assert_ne!(warm("5"), warm("6"));
+    }
+}
+
+#[test]
+fn generate_streams_the_text_that_its_json_holds() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::F32);
+    let args = ["generate", &model, "--prompt", "Hello", "--max-tokens", "8"];
+    let json = place.run(&[&args[..], &["--json"]].concat()).json();
+    let streamed = place.run(&args).ok();
+    assert_eq!(streamed, format!("{}\n", json["text"].as_str().unwrap()));
+}
+
+#[test]
+fn generate_reads_the_prompt_from_a_pipe_or_a_file() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Gpt2, DType::F32);
+    let prompt = place.write("prompt.txt", "Hello");
+    let direct = place
+        .run(&[
+            "generate",
+            &model,
+            "--prompt",
+            "Hello",
+            "--max-tokens",
+            "4",
+            "--json",
+        ])
+        .json();
+    let file = place
+        .run(&[
+            "generate",
+            &model,
+            "--prompt-file",
+            &prompt,
+            "--max-tokens",
+            "4",
+            "--json",
+        ])
+        .json();
+    let piped = piped(
+        &place,
+        &["generate", &model, "--max-tokens", "4", "--json"],
+        "Hello\n",
+    )
+    .json();
+    assert_eq!(direct["token_ids"], file["token_ids"]);
+    assert_eq!(direct["token_ids"], piped["token_ids"]);
+    assert_eq!(direct["prompt_token_ids"], piped["prompt_token_ids"]);
+}
+
+fn piped(place: &Place, args: &[&str], input: &str) -> Ran {
+    let mut child = place
+        .command()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    Ran::from_output(child.wait_with_output().unwrap())
+}
+
+#[test]
+fn generate_refuses_what_cannot_be() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::F32);
+    let long = "word ".repeat(2000);
+    place
+        .run(&["generate", &model, "--prompt", &long])
+        .fails(1, &["the prompt has", "context"]);
+    place
+        .run(&["generate", &model, "--prompt", "a", "--temperature", "-1"])
+        .fails(1, &["temperature"]);
+    place
+        .run(&["generate", &model, "--prompt", "a", "--top-p", "7"])
+        .fails(1, &["top_p"]);
+    place
+        .run(&["generate", &model, "--prompt", "a", "--ctx", "999999"])
+        .fails(2, &["--ctx 999999", "positions"]);
+    place
+        .run(&["generate", &model, "--prompt", "a", "--ctx", "0"])
+        .fails(2, &["at least 1"]);
+    place
+        .run(&["generate", &model, "--prompt", "a", "--threads", "0"])
+        .fails(2, &["--threads"]);
+    place
+        .run(&["generate", &model, "--prompt-file", "nothing.txt"])
+        .fails(1, &["nothing.txt"]);
+    place.run(&["generate"]).fails(2, &["MODEL"]);
+}
+
+#[test]
+fn a_model_that_is_not_there_is_answered_with_what_is() {
+    let place = Place::new();
+    place
+        .run(&["generate", "smollm2-135m-instruct", "--prompt", "a"])
+        .fails(2, &["fledgling pull smollm2-135m-instruct"]);
+    place
+        .run(&["generate", "smollm2-135m-instuct", "--prompt", "a"])
+        .fails(2, &["did you mean `smollm2-135m-instruct`"]);
+    place
+        .run(&["generate", "nothing/like.it", "--prompt", "a"])
+        .fails(2, &["pulled models: none yet"]);
+    let model = place.tiny("some-model.gguf", Family::Llama, DType::F32);
+    place.run(&["pull", &model]).ok();
+    place
+        .run(&["generate", "some-modle", "--prompt", "a"])
+        .fails(
+            2,
+            &["did you mean `some-model`", "pulled models: some-model"],
+        );
+    place
+        .run(&[
+            "generate",
+            "some-model",
+            "--prompt",
+            "a",
+            "--max-tokens",
+            "2",
+        ])
+        .ok();
+}
+
+#[test]
+fn broken_files_get_one_clear_error_at_every_door() {
+    let place = Place::new();
+    let whole = fledgling_core::testing::tiny_model(Family::Llama, DType::Q8_0, 7);
+    let replaced = |from: &str, to: &str| {
+        assert_eq!(from.len(), to.len());
+        let at = whole
+            .windows(from.len())
+            .position(|window| window == from.as_bytes())
+            .unwrap();
+        let mut bytes = whole.clone();
+        bytes[at..at + from.len()].copy_from_slice(to.as_bytes());
+        bytes
+    };
+    let cases: Vec<(&str, Vec<u8>, &[&str])> = vec![
+        (
+            "truncated.gguf",
+            whole[..whole.len() - 100].to_vec(),
+            &["truncated.gguf", "truncated"],
+        ),
+        (
+            "header.gguf",
+            whole[..200].to_vec(),
+            &["header.gguf", "truncated"],
+        ),
+        (
+            "foreign.gguf",
+            b"PK\x03\x04 this is a zip file, not a model".to_vec(),
+            &["foreign.gguf", "not a GGUF file"],
+        ),
+        ("empty.gguf", Vec::new(), &["empty.gguf", "empty"]),
+        (
+            "text.gguf",
+            b"<!doctype html><html>".to_vec(),
+            &["text.gguf", "not a GGUF file"],
+        ),
+    ];
+    for (name, bytes, says) in cases {
+        let path = place.write(name, bytes);
+        for args in [
+            &["generate", &path, "--prompt", "a"][..],
+            &["eval", &path, "--text", &path],
+            &["inspect", &path],
+            &["tokenize", &path, "--text", "a"],
+            &["export", &path, "--quant", "f32", "-o", "out.gguf"],
+            &["bench", "cpu", &path],
+            &["chat", &path],
+            &["serve", &path, "--port", "0"],
+            &["pull", &path],
+        ] {
+            place.run(args).fails(1, says);
+        }
+    }
+    let unknown = place.write(
+        "unknown.gguf",
+        replaced(
+            "general.architecture\u{8}\0\0\0\u{5}\0\0\0\0\0\0\0llama",
+            "general.architecture\u{8}\0\0\0\u{5}\0\0\0\0\0\0\0mamba",
+        ),
+    );
+    place
+        .run(&["generate", &unknown, "--prompt", "a"])
+        .fails(1, &["unknown architecture `mamba`", "gpt2", "llama"]);
+    place.run(&["inspect", &unknown, "--json"]).json();
+    let missing = place.write(
+        "missing.gguf",
+        replaced("blk.1.attn_q.weight", "blk.1.attn_x.weight"),
+    );
+    place
+        .run(&["generate", &missing, "--prompt", "a"])
+        .fails(1, &["missing.gguf", "blk.1.attn_q.weight"]);
+    assert!(!place.path("out.gguf").exists());
+}
+
+#[test]
+fn inspect_shows_what_a_file_holds() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::Q4_0);
+    let json = place.run(&["inspect", &model, "--json"]).json();
+    assert_eq!(json["architecture"], "llama");
+    assert_eq!(json["metadata"]["llama.block_count"], 2);
+    let tensors = json["tensors"].as_array().unwrap();
+    let q = tensors
+        .iter()
+        .find(|tensor| tensor["name"] == "blk.0.attn_q.weight")
+        .unwrap();
+    assert_eq!(
+        (&q["type"], &q["shape"]),
+        (&"Q4_0".into(), &serde_json::json!([64, 64]))
+    );
+    let tokens = &json["metadata"]["tokenizer.ggml.tokens"];
+    let full = place.run(&["inspect", &model, "--json", "--full"]).json();
+    assert_eq!(
+        tokens["len"].as_u64().unwrap() as usize,
+        full["metadata"]["tokenizer.ggml.tokens"]
+            .as_array()
+            .unwrap()
+            .len()
+    );
+    assert!(
+        place
+            .run(&["inspect", &model])
+            .ok()
+            .contains("blk.0.attn_q.weight")
+    );
+}
+
+#[test]
+fn tokenize_agrees_with_generate() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Gpt2, DType::F32);
+    let text = place.write("text.txt", "Hello, größe 🐦");
+    let from_file = place
+        .run(&["tokenize", &model, "--file", &text, "--json"])
+        .json();
+    let from_text = place
+        .run(&["tokenize", &model, "--text", "Hello, größe 🐦", "--json"])
+        .json();
+    assert_eq!(from_file, from_text);
+    assert!(!ids(&from_file["token_ids"]).is_empty());
+    let special = |extra: &[&str]| {
+        ids(&place
+            .run(
+                &[
+                    &["tokenize", &model, "--text", "<|im_end|>", "--json"],
+                    extra,
+                ]
+                .concat(),
+            )
+            .json()["token_ids"])
+        .len()
+    };
+    assert_eq!(special(&["--parse-special"]), 1);
+    assert!(special(&[]) > 1, "a text is letters unless asked otherwise");
+    let latin1 = place.write("latin1.txt", [0xff, 0xfe]);
+    place
+        .run(&["tokenize", &model, "--file", &latin1])
+        .fails(1, &["latin1.txt", "UTF-8"]);
+}
+
+#[test]
+fn eval_scores_whole_windows_of_several_models() {
+    let place = Place::new();
+    let f32 = place.tiny("f32.gguf", Family::Llama, DType::F32);
+    let q8 = place.tiny("q8.gguf", Family::Llama, DType::Q8_0);
+    let text = place.write(
+        "text.txt",
+        "The quick brown fox jumps over the lazy dog. ".repeat(40),
+    );
+    let n_tokens = ids(&place
+        .run(&["tokenize", &f32, "--file", &text, "--json"])
+        .json()["token_ids"])
+    .len() as u64;
+    let json = place
+        .run(&[
+            "eval", &f32, &q8, "--text", &text, "--window", "32", "--stride", "32", "--json",
+        ])
+        .json();
+    let rows = json["models"].as_array().unwrap();
+    assert_eq!(rows.len(), 2);
+    for row in rows {
+        assert_eq!(row["tokens"].as_u64().unwrap(), n_tokens / 32 * 31);
+        // Random weights know nothing: the perplexity is near the size of the vocabulary.
+        let perplexity = row["perplexity"].as_f64().unwrap();
+        assert!((50.0..5000.0).contains(&perplexity), "{perplexity}");
+    }
+    let (a, b) = (
+        rows[0]["perplexity"].as_f64().unwrap(),
+        rows[1]["perplexity"].as_f64().unwrap(),
+    );
+    assert!(a != b && (a / b - 1.0).abs() < 0.05, "{a} {b}");
+    let overlapping = place
+        .run(&[
+            "eval", &f32, "--text", &text, "--window", "32", "--stride", "16", "--json",
+        ])
+        .json();
+    let n_windows = (n_tokens - 32) / 16 + 1;
+    assert_eq!(
+        overlapping["models"][0]["tokens"].as_u64().unwrap(),
+        31 + (n_windows - 1) * 16
+    );
+}
+
+#[test]
+fn eval_scores_the_assistant_in_chat_rows() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::F32);
+    let row =
+        r#"{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"Hello"}]}"#;
+    let one = place.write("one.jsonl", format!("{row}\n\n"));
+    let two = place.write("two.jsonl", format!("{row}\n{row}\n"));
+    let eval = |rows: &str| {
+        place
+            .run(&["eval", &model, "--chat", rows, "--json"])
+            .json()["models"][0]
+            .clone()
+    };
+    let (one, two) = (eval(&one), eval(&two));
+    assert_eq!(
+        2 * one["tokens"].as_u64().unwrap(),
+        two["tokens"].as_u64().unwrap()
+    );
+    assert!(
+        (one["perplexity"].as_f64().unwrap() / two["perplexity"].as_f64().unwrap() - 1.0).abs()
+            < 1e-9
+    );
+    let broken = place.write("broken.jsonl", format!("{row}\n{{\"prompt\":1}}\n"));
+    place
+        .run(&["eval", &model, "--chat", &broken])
+        .fails(1, &["broken.jsonl, line 2", "messages"]);
+    let silent = place.write(
+        "silent.jsonl",
+        r#"{"messages":[{"role":"user","content":"Hi"}]}"#,
+    );
+    place
+        .run(&["eval", &model, "--chat", &silent])
+        .fails(1, &["no token to score"]);
+}
+
+#[test]
+fn eval_refuses_what_cannot_be() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Gpt2, DType::F32);
+    let text = place.write("text.txt", "The quick brown fox. ".repeat(40));
+    let empty = place.write("empty.txt", "");
+    place.run(&["eval", &model]).fails(2, &["--text"]);
+    place
+        .run(&[
+            "eval", &model, "--text", &empty, "--window", "32", "--stride", "32",
+        ])
+        .fails(1, &["no token to score"]);
+    place
+        .run(&["eval", &model, "--text", &text])
+        .fails(1, &["--window 512", "128 positions"]);
+    place
+        .run(&["eval", &model, "--text", &text, "--window", "16"])
+        .fails(2, &["--stride 512 is larger"]);
+    place
+        .run(&["eval", &model, "--text", "nothing.txt"])
+        .fails(1, &["nothing.txt"]);
+}
+
+#[test]
+fn export_round_trips_through_every_type() {
+    let place = Place::new();
+    for family in FAMILIES {
+        let source = place.tiny("source.gguf", family, DType::F32);
+        for (quant, file_type, matrix, embedding) in [
+            ("f32", 0, "F32", "F32"),
+            ("f16", 1, "F16", "F16"),
+            ("bf16", 32, "BF16", "BF16"),
+            ("q8_0", 7, "Q8_0", "Q8_0"),
+            ("q4_0", 2, "Q4_0", ""),
+            ("q4_1", 3, "Q4_1", ""),
+        ] {
+            let out = place.path(&format!("{quant}.gguf"));
+            let out = out.to_str().unwrap();
+            let json = place
+                .run(&[
+                    "export", &source, "--quant", quant, "-o", out, "--json", "--force",
+                ])
+                .json();
+            assert_eq!(
+                json["len_bytes"].as_u64().unwrap(),
+                std::fs::metadata(out).unwrap().len()
+            );
+            let inspected = place.run(&["inspect", out, "--json"]).json();
+            assert_eq!(inspected["metadata"]["general.file_type"], file_type);
+            let type_of = |name: &str| {
+                inspected["tensors"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .find(|tensor| tensor["name"] == name)
+                    .map(|tensor| tensor["type"].clone())
+            };
+            assert_eq!(type_of("blk.1.ffn_down.weight").unwrap(), matrix);
+            assert_eq!(type_of("blk.1.attn_norm.weight").unwrap(), "F32");
+            if embedding.is_empty() {
+                // What makes the logits keeps 8 bits.
+                assert_eq!(
+                    type_of("output.weight")
+                        .unwrap_or_else(|| type_of("token_embd.weight").unwrap()),
+                    "Q8_0"
+                );
+            } else {
+                assert_eq!(type_of("token_embd.weight").unwrap(), embedding);
+            }
+            let answer = place
+                .run(&[
+                    "generate",
+                    out,
+                    "--prompt",
+                    "Hello",
+                    "--max-tokens",
+                    "4",
+                    "--ignore-end",
+                    "--json",
+                ])
+                .json();
+            assert_eq!(ids(&answer["token_ids"]).len(), 4);
+        }
+        let answer = |model: &str| {
+            place
+                .run(&[
+                    "generate",
+                    model,
+                    "--prompt",
+                    "Hello",
+                    "--max-tokens",
+                    "8",
+                    "--ignore-end",
+                    "--json",
+                ])
+                .json()["token_ids"]
+                .clone()
+        };
+        assert_eq!(
+            answer(&source),
+            answer(place.path("f32.gguf").to_str().unwrap()),
+            "f32 is exact"
+        );
+    }
+}
+
+#[test]
+fn export_leaves_what_is_there_alone() {
+    let place = Place::new();
+    let source = place.tiny("source.gguf", Family::Llama, DType::F32);
+    let there = place.write("there.gguf", "precious");
+    place
+        .run(&["export", &source, "--quant", "q8_0", "-o", &there])
+        .fails(1, &["there.gguf", "--force"]);
+    assert_eq!(std::fs::read(&there).unwrap(), b"precious");
+    place
+        .run(&[
+            "export",
+            &source,
+            "--quant",
+            "q8_0",
+            "-o",
+            "/proc/nothing/out.gguf",
+        ])
+        .fails(1, &["/proc/nothing"]);
+    place
+        .run(&["export", &source, "--quant", "q3_k", "-o", "out.gguf"])
+        .fails(2, &["q3_k", "q8_0"]);
+    place
+        .run(&["export", &source, "--quant", "f16", "-o", "/dev/full"])
+        .fails(1, &["not a regular file"]);
+    assert_eq!(
+        place.list("."),
+        ["home", "source.gguf", "there.gguf"]
+            .into_iter()
+            .filter(|name| place.path(name).exists())
+            .collect::<Vec<_>>()
+    );
+    // The source itself may be replaced: it stays mapped until the new file stands.
+    place
+        .run(&[
+            "export", &source, "--quant", "q8_0", "-o", &source, "--force",
+        ])
+        .ok();
+    place
+        .run(&["generate", &source, "--prompt", "a", "--max-tokens", "2"])
+        .ok();
+}
+
+#[test]
+fn chat_answers_line_by_line_in_a_pipe() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::F32);
+    let said = piped(
+        &place,
+        &["chat", &model, "--max-tokens", "4", "--json"],
+        "Hi\n/nonsense\n/reset\nHi\n/exit\nnot read\n",
+    );
+    let lines: Vec<Value> = said
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(said.status, 0, "{}", said.stderr);
+    assert_eq!(lines.len(), 2);
+    assert_eq!(lines[0]["role"], "assistant");
+    assert_eq!(
+        lines[0]["content"], lines[1]["content"],
+        "after /reset the same question has the same answer"
+    );
+    assert!(said.stderr.contains("/nonsense"), "{}", said.stderr);
+}
+
+#[test]
+fn bench_reports_every_figure() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::Q8_0);
+    let json = place
+        .run(&[
+            "bench",
+            "cpu",
+            &model,
+            "--threads",
+            "1",
+            "--prefill",
+            "16",
+            "--decode",
+            "8",
+            "--runs",
+            "1",
+            "--json",
+        ])
+        .json();
+    for figure in [
+        "prefill_tokens_per_s",
+        "decode_tokens_per_s",
+        "decode_at_depth_tokens_per_s",
+    ] {
+        assert!(json[figure].as_f64().unwrap() > 0.0, "{figure}");
+    }
+    assert!(json["peak_rss_mib"].is_null() || json["peak_rss_mib"].as_f64().unwrap() > 1.0);
+    place
+        .run(&["bench", "cpu", &model, "--prefill", "5000"])
+        .fails(2, &["5128 tokens"]);
+}
+
+#[test]
+fn doctor_reports_this_machine() {
+    let place = Place::new();
+    let json = place.run(&["doctor", "--json"]).json();
+    assert!(json["threads"].as_u64().unwrap() >= 1);
+    assert_eq!(json["models"], serde_json::json!([]));
+    assert!(json["model_cache_problem"].is_null(), "{json}");
+    assert!(place.run(&["doctor"]).ok().contains("model cache"));
+}
+
+#[test]
+fn a_result_that_cannot_be_written_is_told() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::F32);
+    let full = std::fs::OpenOptions::new()
+        .write(true)
+        .open("/dev/full")
+        .unwrap();
+    let ran = Ran::of(
+        place
+            .command()
+            .args(["inspect", &model, "--json"])
+            .stdout(full),
+    );
+    // `Ran::of` collects nothing of a redirected output.
+    ran.fails(1, &["standard output", "No space left"]);
+    // A reader that has enough is no failure.
+    let mut child = place
+        .command()
+        .args(["inspect", &model, "--json", "--full"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+/// One exchange with a server; returns the answer with its head.
+fn http(address: &str, request: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+fn get(address: &str, path: &str, headers: &str) -> String {
+    http(
+        address,
+        &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{headers}\r\n"),
+    )
+}
+
+#[test]
+fn serve_gives_the_page_the_file_and_the_api() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::Q8_0);
+    place.write("page/index.html", "<title>Fledgling</title>");
+    let mut child = place
+        .command()
+        .args([
+            "serve",
+            &model,
+            "--port",
+            "0",
+            "--page",
+            "page",
+            "--api-key-env",
+            "TEST_KEY",
+        ])
+        .env("TEST_KEY", "secret")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let address = line.trim().strip_prefix("http://").unwrap().to_owned();
+    let whole = std::fs::read(&model).unwrap();
+
+    let page = get(&address, "/", "");
+    assert!(
+        page.starts_with("HTTP/1.1 200") && page.contains("<title>Fledgling</title>"),
+        "{page}"
+    );
+    assert!(
+        page.to_lowercase()
+            .contains("cross-origin-opener-policy: same-origin"),
+        "{page}"
+    );
+    let shelf = get(&address, "/models.json", "");
+    assert!(
+        shelf.contains(&format!(
+            r#"[{{"name":"tiny.gguf","url":"models/tiny.gguf","sizeBytes":{}}}]"#,
+            whole.len()
+        )),
+        "{shelf}"
+    );
+    let part = get(&address, "/models/tiny.gguf", "range: bytes=0-3\r\n");
+    assert!(
+        part.starts_with("HTTP/1.1 206") && part.ends_with("GGUF"),
+        "{part}"
+    );
+    assert!(get(&address, "/healthz", "").starts_with("HTTP/1.1 200"));
+    assert!(get(&address, "/metrics", "").contains("fledgling_completed_total 0"));
+    assert!(get(&address, "/v1/models", "").starts_with("HTTP/1.1 401"));
+    assert!(
+        get(&address, "/v1/models", "authorization: Bearer secret\r\n").starts_with("HTTP/1.1 200")
+    );
+    assert!(get(&address, "/models/../tiny.gguf", "").starts_with("HTTP/1.1 404"));
+
+    let body = r#"{"prompt":"Hello","max_tokens":6,"temperature":0}"#;
+    let request = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\nauthorization: Bearer secret\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = http(&address, &request);
+    let answer: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    let generated = place
+        .run(&[
+            "generate",
+            &model,
+            "--prompt",
+            "Hello",
+            "--max-tokens",
+            "6",
+            "--json",
+        ])
+        .json();
+    assert_eq!(
+        answer["choices"][0]["text"], generated["text"],
+        "the server and the terminal say the same"
+    );
+
+    end(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+/// Asks a child to end, as a service manager does.
+fn end(child: &std::process::Child) {
+    let status = std::process::Command::new("kill")
+        .args(["-TERM", &child.id().to_string()])
+        .status()
+        .unwrap();
+    assert!(status.success());
+}
+
+#[test]
+fn serve_says_what_is_in_the_way() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::F32);
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    place
+        .run(&["serve", &model, "--port", &port])
+        .fails(1, &[&format!("port {port} is in use"), "--port"]);
+    place
+        .run(&["serve", &model, "--port", "0", "--page", "nowhere"])
+        .fails(1, &["--page nowhere", "index.html"]);
+    place
+        .run(&[
+            "serve",
+            &model,
+            "--port",
+            "0",
+            "--api-key-env",
+            "NOT_SET_ANYWHERE",
+        ])
+        .fails(2, &["NOT_SET_ANYWHERE"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupted_answer_ends_well_with_the_text_so_far() {
+    let place = Place::new();
+    let model = place.tiny("tiny.gguf", Family::Llama, DType::F32);
+    let mut child = place
+        .command()
+        .args(["chat", &model, "--json"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The command waits for a line: Ctrl-C (here TERM) ends it at once, with the status that shells expect.
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    end(&child);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
