@@ -290,3 +290,198 @@ pub struct SamplerError {
     /// What is allowed, in words.
     pub range: &'static str,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn sampler(change: impl FnOnce(&mut SamplerParams)) -> Sampler {
+        let mut params = SamplerParams {
+            temperature: 1.0,
+            ..SamplerParams::default()
+        };
+        change(&mut params);
+        Sampler::new(params).unwrap()
+    }
+
+    #[test]
+    fn the_generator_is_pcg32() {
+        // First outputs of pcg-c-basic's demo with seed 42 and stream 54.
+        let mut random = Random::new(42);
+        let want = [
+            0xA15C_02B7,
+            0x7B47_F409,
+            0xBA1D_3330,
+            0x83D2_F293,
+            0xBFA4_784B,
+            0xCBED_606E,
+        ];
+        assert_eq!(want.map(|_| random.next()), want);
+        let mut random = Random::new(7);
+        assert!((0..1000).all(|_| (0.0..1.0).contains(&random.unit())));
+    }
+
+    #[test]
+    fn the_same_seed_draws_the_same_tokens_everywhere() {
+        let mut sampler = sampler(|p| {
+            p.seed = 1;
+            p.temperature = 0.8;
+            p.top_k = 20;
+            p.top_p = 0.95;
+            p.min_p = 0.01;
+            p.repetition_penalty = 1.1;
+        });
+        let mut history = Vec::new();
+        for _ in 0..16 {
+            let mut logits: Vec<f32> = (0..50).map(|i| ((i * 37 % 50) as f32) * 0.1).collect();
+            history.push(sampler.sample(&mut logits, &history));
+        }
+        assert_eq!(history, SAME_EVERYWHERE);
+    }
+
+    /// Committed from this code; a change of it is a change of every seeded answer.
+    const SAME_EVERYWHERE: [u32; 16] =
+        [39, 47, 12, 12, 27, 8, 16, 16, 47, 35, 8, 31, 31, 12, 39, 20];
+
+    #[test]
+    fn draws_follow_the_distribution() {
+        let mut sampler = sampler(|p| p.seed = 3);
+        let probabilities: [f32; 4] = [0.5, 0.3, 0.15, 0.05];
+        let mut counts = [0_u32; 4];
+        for _ in 0..100_000 {
+            let mut logits = probabilities.map(f32::ln);
+            counts[sampler.sample(&mut logits, &[]) as usize] += 1;
+        }
+        for (count, p) in counts.into_iter().zip(probabilities) {
+            // Five standard deviations of a binomial count.
+            let limit = 5.0 * (100_000.0 * p * (1.0 - p)).sqrt();
+            assert!((count as f32 - 100_000.0 * p).abs() < limit, "{counts:?}");
+        }
+    }
+
+    /// The tokens that 2,000 draws bring.
+    fn support(mut sampler: Sampler, logits: &[f32]) -> Vec<u32> {
+        let mut drawn: Vec<u32> = (0..2000)
+            .map(|_| sampler.sample(&mut logits.to_vec(), &[]))
+            .collect();
+        drawn.sort_unstable();
+        drawn.dedup();
+        drawn
+    }
+
+    #[test]
+    fn each_filter_keeps_what_it_says() {
+        let logits: Vec<f32> = [0.1_f32, 0.4, 0.2, 0.3].map(f32::ln).to_vec();
+        assert_eq!(support(sampler(|_| ()), &logits), [0, 1, 2, 3]);
+        assert_eq!(support(sampler(|p| p.top_k = 2), &logits), [1, 3]);
+        assert_eq!(support(sampler(|p| p.top_k = 9), &logits), [0, 1, 2, 3]);
+        assert_eq!(support(sampler(|p| p.top_p = 0.69), &logits), [1, 3]);
+        assert_eq!(support(sampler(|p| p.top_p = 0.71), &logits), [1, 2, 3]);
+        assert_eq!(support(sampler(|p| p.top_p = 0.01), &logits), [1]);
+        assert_eq!(support(sampler(|p| p.min_p = 0.6), &logits), [1, 3]);
+        assert_eq!(support(sampler(|p| p.min_p = 1.0), &logits), [1]);
+        assert_eq!(support(sampler(|p| p.temperature = 1e-6), &logits), [1]);
+        // Equals: the lowest ids stay.
+        assert_eq!(support(sampler(|p| p.top_k = 2), &[1.0; 5]), [0, 1]);
+    }
+
+    #[test]
+    fn penalty_is_once_a_token_and_within_the_window() {
+        let mut greedy = sampler(|p| {
+            p.temperature = 0.0;
+            p.repetition_penalty = 2.0;
+            p.repetition_window = 3;
+        });
+        let mut logits = [3.0, -1.0, 2.0, 1.0];
+        assert_eq!(greedy.sample(&mut logits, &[2, 0, 0, 1, 77]), 2);
+        assert_eq!(
+            logits.map(f32::to_bits),
+            [1.5_f32, -2.0, 2.0, 1.0].map(f32::to_bits)
+        );
+        assert!(
+            !greedy.is_argmax()
+                && sampler(|p| p.temperature = 0.0).is_argmax()
+                && !sampler(|_| ()).is_argmax()
+        );
+    }
+
+    #[test]
+    fn nan_and_infinities_are_defined() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        for temperature in [0.0, 1.0] {
+            let pick = |logits: &[f32]| {
+                sampler(|p| p.temperature = temperature).sample(&mut logits.to_vec(), &[])
+            };
+            assert_eq!(pick(&[nan, -5.0, nan]), 1);
+            assert_eq!(pick(&[nan, nan]), 0);
+            assert_eq!(pick(&[-inf, -inf]), 0);
+            assert_eq!(pick(&[1.0, inf, inf]), 1);
+            assert_eq!(pick(&[]), 0);
+        }
+    }
+
+    #[test]
+    fn parameters_out_of_range_are_named() {
+        for (params, name) in [
+            (
+                SamplerParams {
+                    temperature: -1.0,
+                    ..SamplerParams::default()
+                },
+                "temperature",
+            ),
+            (
+                SamplerParams {
+                    temperature: f32::NAN,
+                    ..SamplerParams::default()
+                },
+                "temperature",
+            ),
+            (
+                SamplerParams {
+                    top_p: 0.0,
+                    ..SamplerParams::default()
+                },
+                "top_p",
+            ),
+            (
+                SamplerParams {
+                    top_p: 1.5,
+                    ..SamplerParams::default()
+                },
+                "top_p",
+            ),
+            (
+                SamplerParams {
+                    min_p: -0.1,
+                    ..SamplerParams::default()
+                },
+                "min_p",
+            ),
+            (
+                SamplerParams {
+                    repetition_penalty: 0.0,
+                    ..SamplerParams::default()
+                },
+                "repetition_penalty",
+            ),
+        ] {
+            assert_eq!(Sampler::new(params).unwrap_err().param, name);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_drawn_is_among_the_k_likeliest(
+            logits in prop::collection::vec(prop_oneof![any::<f32>(), -5.0..5.0_f32], 1..60),
+            top_k in 1..10_usize, top_p in 0.01..=1.0_f32, min_p in 0.0..=1.0_f32, temperature in 0.0..3.0_f32, seed in any::<u64>(),
+        ) {
+            let params = SamplerParams { temperature, top_k, top_p, min_p, seed, ..SamplerParams::default() };
+            let picked = Sampler::new(params).unwrap().sample(&mut logits.clone(), &[]);
+            let mut ranked: Vec<u32> = (0..logits.len() as u32).collect();
+            ranked.sort_by(|&a, &b| defined(logits[b as usize]).total_cmp(&defined(logits[a as usize])));
+            prop_assert!(ranked.iter().position(|&id| id == picked).is_some_and(|rank| rank < top_k));
+        }
+    }
+}

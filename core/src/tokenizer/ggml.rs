@@ -5,6 +5,7 @@ use super::{
     Tokenizer, TokenizerError, Unknown, Vocab, byte_level, hf, hf_write,
 };
 use crate::gguf::{Metadata, StringArray};
+use std::borrow::Cow;
 
 const MODEL: &str = "tokenizer.ggml.model";
 const PRE: &str = "tokenizer.ggml.pre";
@@ -73,12 +74,21 @@ pub(super) fn read(metadata: &Metadata) -> Result<Tokenizer, TokenizerError> {
         key: MODEL,
         expected: "a string",
     })?;
-    let vocab = Vocab::new(texts.iter())?;
+    let vocab = Vocab::new(texts.iter().enumerate().map(|(id, text)| named(id, text)))?;
     let kinds = kinds(metadata, vocab.len())?;
     match model {
         "gpt2" => byte_level_bpe(metadata, vocab, kinds).map(Tokenizer::from),
         "llama" => sentence_piece(metadata, vocab, kinds).map(Tokenizer::from),
         _ => Err(TokenizerError::UnknownModel(model.to_owned())),
+    }
+}
+
+/// A token without a text gets llama.cpp's name for it.
+fn named(id: usize, text: &str) -> Cow<'_, str> {
+    if text.is_empty() {
+        format!("[EMPTY_{id}]").into()
+    } else {
+        text.into()
     }
 }
 

@@ -67,8 +67,8 @@ impl Vocab {
     ///
     /// # Errors
     /// A text that stands twice, or more of them than ids can count.
-    pub(super) fn new<'a>(
-        texts: impl ExactSizeIterator<Item = &'a str>,
+    pub(super) fn new<S: AsRef<str>>(
+        texts: impl ExactSizeIterator<Item = S>,
     ) -> Result<Self, TokenizerError> {
         let n = texts.len();
         if n > MAX_TOKENS {
@@ -82,6 +82,7 @@ impl Vocab {
             slots: vec![0; (n * 2).next_power_of_two().max(2)],
         };
         for (id, text) in texts.enumerate() {
+            let text = text.as_ref();
             if vocab.texts.bytes.len() + text.len() > u32::MAX as usize {
                 return Err(TokenizerError::TooLarge {
                     what: "bytes of token text",
