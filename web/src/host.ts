@@ -7,7 +7,7 @@
 import { FledglingError, toErrorData, type ErrorCode, type ErrorData } from "./errors.js";
 import { unreachable, type LoadRequest, type Request, type Response, type StartRequest } from "./protocol.js";
 import { openSource, Pushed, type OpenSource } from "./source.js";
-import type { FinishReason, Progress, Timings } from "./types.js";
+import type { Device, FinishReason, Progress, Timings } from "./types.js";
 import type { WasmGeneration, WasmLoader, WasmModel, WasmModule } from "./wasm.js";
 
 /** Progress is reported at most this often. */
@@ -21,6 +21,18 @@ const refusals: ReadonlySet<ErrorCode> = new Set([
   "no-tokenizer",
 ]);
 
+/** What a worker has and node has not. */
+export interface Surroundings {
+  importWasm(): Promise<WasmModule>;
+  /**
+   * Lets messages that are waiting be handled. On the CPU a token is computed without ever waiting for
+   * anything, so without it no `cancel` would be read before the text ends.
+   */
+  pause(): Promise<void>;
+  /** What the browser calls its GPU, where it tells. */
+  adapterName(): Promise<string | undefined>;
+}
+
 interface Active {
   readonly id: number;
   cancelled: boolean;
@@ -29,26 +41,16 @@ interface Active {
 
 export class Host {
   readonly #post: (response: Response) => void;
-  readonly #importWasm: () => Promise<WasmModule>;
+  readonly #around: Surroundings;
   readonly #pushed = new Pushed();
-  readonly #pause: () => Promise<void>;
   #model: WasmModel | undefined;
   #active: Active | undefined;
   /** Set once the wasm module has trapped: its memory can no longer be trusted. */
   #trap: ErrorData | undefined;
 
-  /**
-   * `pause` lets messages that are waiting be handled. On the CPU a token is computed without ever
-   * waiting for anything, so without it no `cancel` would be read before the text ends.
-   */
-  constructor(
-    post: (response: Response) => void,
-    importWasm: () => Promise<WasmModule>,
-    pause: () => Promise<void>,
-  ) {
+  constructor(post: (response: Response) => void, around: Surroundings) {
     this.#post = post;
-    this.#importWasm = importWasm;
-    this.#pause = pause;
+    this.#around = around;
   }
 
   /** Answers one request. Never rejects: failures are answers too. */
@@ -99,7 +101,7 @@ export class Host {
     // The connection opens while the wasm module compiles.
     const [opened, loader] = await Promise.allSettled([
       openSource(source, this.#pushed),
-      this.#importWasm().then((wasm) => wasm.Loader.create(device)),
+      this.#around.importWasm().then((wasm) => wasm.Loader.create(device)),
     ]);
     if (opened.status === "rejected") {
       if (loader.status === "fulfilled") loader.value.free();
@@ -118,7 +120,12 @@ export class Host {
       if (refusals.has(toErrorData(thrown).code)) await open.discard();
       throw thrown;
     }
-    this.#post({ type: "loaded", id, info: this.#model.info, device: this.#model.device });
+    this.#post({ type: "loaded", id, info: this.#model.info, device: await this.#device(this.#model) });
+  }
+
+  async #device({ device }: WasmModel): Promise<Device> {
+    if (device.kind === "cpu") return device;
+    return { ...device, name: (await this.#around.adapterName()) ?? device.name };
   }
 
   /** Pushes the whole source into the loader and returns its length in bytes. */
@@ -161,7 +168,7 @@ export class Host {
         prompt.kind === "text" ? model.complete(prompt.text, options) : model.chat(prompt.messages, options);
       this.#post({ type: "started", id, promptTokens: Array.from(active.generation.promptTokens) });
       // A cancel that is already waiting must not cost the whole prompt.
-      await this.#pause();
+      await this.#around.pause();
       await this.#steps(active, active.generation, startedAt);
     } catch (thrown) {
       // After a trap the object is part of the wreck; touching it would trap again.
@@ -185,7 +192,7 @@ export class Host {
       nTokens += 1;
       finishReason = step.finishReason;
       this.#post({ type: "step", id, step });
-      await this.#pause();
+      await this.#around.pause();
     }
     const timings = measure(startedAt, firstAt, nTokens);
     this.#post({ type: "finished", id, finishReason: finishReason ?? "cancelled", timings });

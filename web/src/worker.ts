@@ -1,5 +1,6 @@
 /** The worker's entry: connects `Host` to this worker's messages and to the real wasm module. */
 
+import { adapterName } from "./adapter.js";
 import { Host } from "./host.js";
 import type { Request, Response } from "./protocol.js";
 import type { WasmModule } from "./wasm.js";
@@ -27,8 +28,7 @@ const host = new Host(
   (response: Response) => {
     postMessage(response);
   },
-  importWasm,
-  pause,
+  { importWasm, pause, adapterName },
 );
 
 addEventListener("message", (event: MessageEvent<Request>) => {

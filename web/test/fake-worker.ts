@@ -20,8 +20,11 @@ export class FakeWorker extends EventTarget {
       (response: Response) => {
         port2.postMessage(response);
       },
-      importWasm,
-      () => new Promise(setImmediate),
+      {
+        importWasm,
+        pause: () => new Promise(setImmediate),
+        adapterName: () => Promise.resolve(undefined),
+      },
     );
     port2.onmessage = (event: MessageEvent<Request>) => {
       this.requests.push(event.data);
