@@ -112,6 +112,10 @@ fn refusal(error: &Error) -> Option<String> {
 }
 
 /// `json.dumps(value, ensure_ascii=False, indent=indent)`.
+#[allow(
+    clippy::needless_pass_by_value,
+    reason = "minijinja hands the options over"
+)]
 fn to_json(value: &Value, options: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = options.get("indent")?;
     options.assert_all_used()?;

@@ -103,6 +103,7 @@ struct Candidate {
 }
 
 /// Logit descending, id ascending. No logit is NaN here.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "the sorts call it so")]
 fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
@@ -292,6 +293,7 @@ pub struct SamplerError {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

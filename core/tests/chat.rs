@@ -1,5 +1,7 @@
 //! Chat templates against transformers' own rendering (fixtures/chat/make.py).
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use fledgling_core::chat::{ChatError, ChatTemplate, Message};
 use std::collections::BTreeMap;
 

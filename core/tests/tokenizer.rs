@@ -1,6 +1,8 @@
 //! The tokenizer against the Hugging Face library: small tokenizers of each kind, thousands of random texts, and every
 //! Unicode character (fixtures/tokenizer/make.py).
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use fledgling_core::tokenizer::{StreamDecoder, Tokenizer};
 
 #[derive(serde::Deserialize)]

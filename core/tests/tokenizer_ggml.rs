@@ -1,5 +1,7 @@
 //! The tokenizer's way through a GGUF file's metadata, and what hostile metadata gives.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use fledgling_core::gguf::{Array, Metadata, StringArray, Value};
 use fledgling_core::tokenizer::{Tokenizer, TokenizerError};
 use proptest::prelude::*;

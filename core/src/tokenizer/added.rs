@@ -92,9 +92,9 @@ impl Matcher {
                 while a < b {
                     let middle = usize::midpoint(a, b);
                     if u16::from(text(middle)[len]) < limit {
-                        a = middle + 1
+                        a = middle + 1;
                     } else {
-                        b = middle
+                        b = middle;
                     }
                 }
                 a

@@ -112,9 +112,9 @@ impl Merges {
     /// Merges `symbols` in place as far as it goes.
     pub(super) fn apply(&self, symbols: &mut Vec<u32>, scratch: &mut Scratch) {
         if symbols.len() <= SCAN_LIMIT {
-            self.apply_by_scan(symbols)
+            self.apply_by_scan(symbols);
         } else {
-            self.apply_by_heap(symbols, scratch)
+            self.apply_by_heap(symbols, scratch);
         }
     }
 
@@ -211,6 +211,7 @@ pub(super) struct Scratch {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

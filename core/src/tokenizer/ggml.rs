@@ -95,7 +95,7 @@ fn named(id: usize, text: &str) -> Cow<'_, str> {
 /// What `tokenizer.json` does not say comes with the ggml keys.
 fn with_ids_of(metadata: &Metadata, tokenizer: Tokenizer) -> Result<Tokenizer, TokenizerError> {
     let mut def = tokenizer.def;
-    def.special = special_ids(metadata, def.vocab.len(), def.special)?;
+    def.special = special_ids(metadata, def.vocab.len(), &def.special)?;
     def.adds_bos = metadata.bool(ADD_BOS).unwrap_or(def.adds_bos);
     Ok(def.into())
 }
@@ -130,7 +130,7 @@ fn byte_level_bpe(
         steps: pre.steps.to_vec(),
         added: added_tokens(&vocab, &kinds),
         strip_leading_space: false,
-        special: special_ids(metadata, vocab.len(), SpecialIds::default())?,
+        special: special_ids(metadata, vocab.len(), &SpecialIds::default())?,
         adds_bos: metadata.bool(ADD_BOS).unwrap_or(pre.add_bos),
         metaspace: None,
         scores: Vec::new(),
@@ -164,7 +164,7 @@ fn sentence_piece(
         unknown: Some(0),
         ..SpecialIds::default()
     };
-    let special = special_ids(metadata, vocab.len(), defaults)?;
+    let special = special_ids(metadata, vocab.len(), &defaults)?;
     let pairs = merges_of_scores(&vocab, &kinds, &scores);
     let text = |id: u32| vocab.text(id).unwrap_or_default();
     let mut normalizer =
@@ -303,7 +303,7 @@ fn added_tokens(vocab: &Vocab, kinds: &[Kind]) -> Vec<AddedToken> {
 fn special_ids(
     metadata: &Metadata,
     vocab_size: usize,
-    defaults: SpecialIds,
+    defaults: &SpecialIds,
 ) -> Result<SpecialIds, TokenizerError> {
     let id = |name: &str, default: Option<u32>| {
         let key = format!("tokenizer.ggml.{name}_token_id");

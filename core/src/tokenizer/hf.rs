@@ -179,6 +179,7 @@ fn split_legacy<E: de::Error>(line: &str) -> Result<(&str, &str), E> {
 /// What matters of `tokenizer_config.json`.
 #[derive(Default, Deserialize)]
 #[serde(default)]
+#[allow(clippy::struct_field_names, reason = "the file's own names")]
 struct Config {
     bos_token: Option<ConfigToken>,
     eos_token: Option<ConfigToken>,

@@ -138,11 +138,8 @@ impl From<Definition> for Tokenizer {
             .collect();
         let mut bytes = Arena::default();
         let mut buffer = Vec::new();
-        let mut ends = Vec::from_iter(
-            [def.special.eos, def.special.eot, def.special.eom]
-                .into_iter()
-                .flatten(),
-        );
+        let SpecialIds { eos, eot, eom, .. } = def.special;
+        let mut ends: Vec<u32> = [eos, eot, eom].into_iter().flatten().collect();
         for (id, &kind) in def.kinds.iter().enumerate() {
             let text = def.vocab.text(id as u32).unwrap_or_default();
             let shown = rewritten.get(&(id as u32)).map_or(text, String::as_str);

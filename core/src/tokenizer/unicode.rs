@@ -4,7 +4,7 @@ use super::unicode_table::{BLOCK, BLOCKS, INDEX};
 
 /// One bit a class.
 pub(super) type Class = u16;
-/// `\s`: the White_Space property.
+/// `\s`: the `White_Space` property.
 pub(super) const SPACE: Class = 1;
 /// `\p{N}`.
 pub(super) const NUMBER: Class = DECIMAL | 1 << 8;

@@ -57,7 +57,9 @@ impl Arena {
 /// Token texts by id, and ids by text through open addressing.
 #[derive(Debug, Clone)]
 pub(super) struct Vocab {
-    texts: Arena,
+    texts: String,
+    /// Where each token's text ends.
+    ends: Vec<u32>,
     /// Id + 1, or 0 where the slot is free; a power of two long.
     slots: Vec<u32>,
 }
@@ -78,18 +80,20 @@ impl Vocab {
             });
         }
         let mut vocab = Self {
-            texts: Arena::default(),
+            texts: String::new(),
+            ends: Vec::with_capacity(n),
             slots: vec![0; (n * 2).next_power_of_two().max(2)],
         };
         for (id, text) in texts.enumerate() {
             let text = text.as_ref();
-            if vocab.texts.bytes.len() + text.len() > u32::MAX as usize {
+            if vocab.texts.len() + text.len() > u32::MAX as usize {
                 return Err(TokenizerError::TooLarge {
                     what: "bytes of token text",
-                    count: vocab.texts.bytes.len(),
+                    count: vocab.texts.len(),
                 });
             }
-            vocab.texts.push(text.as_bytes());
+            vocab.texts.push_str(text);
+            vocab.ends.push(vocab.texts.len() as u32);
             if text.is_empty() {
                 continue;
             }
@@ -108,14 +112,18 @@ impl Vocab {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.texts.len()
+        self.ends.len()
     }
 
+    #[inline]
     pub(super) fn text(&self, id: u32) -> Option<&str> {
-        // Texts went in as `&str`.
-        self.texts
-            .get(id as usize)
-            .and_then(|bytes| std::str::from_utf8(bytes).ok())
+        let end = *self.ends.get(id as usize)? as usize;
+        let start = if id == 0 {
+            0
+        } else {
+            self.ends[id as usize - 1] as usize
+        };
+        Some(&self.texts[start..end])
     }
 
     #[inline]
@@ -128,7 +136,10 @@ impl Vocab {
     fn slot(&self, text: &[u8]) -> usize {
         let mask = self.slots.len() - 1;
         let mut slot = hash(text) as usize & mask;
-        while self.slots[slot] != 0 && self.texts.get(self.slots[slot] as usize - 1) != Some(text) {
+        while let Some(id) = self.slots[slot].checked_sub(1) {
+            if self.text(id).map(str::as_bytes) == Some(text) {
+                break;
+            }
             slot = (slot + 1) & mask;
         }
         slot
