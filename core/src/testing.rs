@@ -88,8 +88,8 @@ pub fn exercise_file(bytes: &[u8]) {
     }
 }
 
-/// What the fuzz target `tokenizer` and the replay of its corpus do. The first byte chooses a
-/// tokenizer, the others are a text.
+/// What the fuzz target `tokenizer` and the replay of its corpus do. The first byte chooses:
+/// a text through the tokenizers of the tiny models, or a `tokenizer.json` from somewhere.
 ///
 /// # Panics
 /// When something is wrong with this crate.
@@ -97,6 +97,14 @@ pub fn exercise_tokenizer(bytes: &[u8]) {
     let Some((mode, rest)) = bytes.split_first() else {
         return;
     };
+    if mode % 2 == 1 {
+        if let Ok(tokenizer) = Tokenizer::from_hf_json(rest, None) {
+            let ids = tokenizer.encode("The quick brown fox, 123 ¿?", true, true);
+            let _ = tokenizer.decode(&ids, false);
+            let _ = Tokenizer::from_metadata(&tokenizer.to_metadata());
+        }
+        return;
+    }
     let family = if mode & 2 == 0 {
         Family::Gpt2
     } else {

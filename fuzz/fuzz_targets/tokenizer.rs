@@ -1,4 +1,4 @@
-//! Any text to ids and back. The stored corpus is replayed by core's tests.
+//! Any text to ids and back, and any bytes as a `tokenizer.json`. The stored corpus is replayed by core's tests.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
