@@ -84,6 +84,10 @@ let breakAfter: number;
 let body: Uint8Array;
 let requests: string[];
 
+function keptLengths(): number[] {
+  return Array.from(folder.files.values(), (bytes) => bytes.length);
+}
+
 function answer(request: IncomingMessage, response: ServerResponse): void {
   const from = Number(/bytes=(\d+)-/.exec(request.headers.range ?? "")?.[1] ?? 0);
   requests.push(`${request.method ?? ""}${request.headers.range ? ` from ${from}` : ""}`);
@@ -94,7 +98,11 @@ function answer(request: IncomingMessage, response: ServerResponse): void {
     return;
   }
   response.write(rest.subarray(0, breakAfter));
-  setTimeout(() => response.destroy(), 30);
+  // Not before the client has kept what was sent, however slow the machine.
+  void expect
+    .poll(keptLengths, { timeout: 10_000 })
+    .toContain(breakAfter)
+    .then(() => response.destroy());
 }
 
 beforeEach(async () => {

@@ -66,7 +66,7 @@ describe("load", () => {
       },
     });
     expect(await codeOf(Fledgling.loadIn(asWorker(new FakeWorker()), endless))).toBe("not-gguf");
-    await expect.poll(() => cancelled).toBe(true);
+    await expect.poll(() => cancelled, { timeout: 10_000 }).toBe(true);
   });
 
   it("rejects with the signal's reason when aborted, before and during", async () => {
