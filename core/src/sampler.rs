@@ -100,6 +100,8 @@ pub struct Sampler {
 struct Candidate {
     logit: f32,
     id: u32,
+    /// Probability relative to the likeliest's.
+    weight: f32,
 }
 
 /// Logit descending, id ascending. No logit is NaN here.
@@ -138,21 +140,18 @@ impl Sampler {
             return argmax(logits);
         }
         self.gather(logits);
-        self.keep_top_k();
-        // Weights are relative to the likeliest, so a temperature near 0 underflows to greedy and never to NaN.
-        let best = self.candidates.first().map_or(0.0, |c| c.logit);
-        if !best.is_finite() {
-            return self.candidates.first().map_or(0, |c| c.id);
+        let Some(best) = self.candidates.iter().copied().min_by(by_rank) else {
+            return 0;
+        };
+        if !best.logit.is_finite() {
+            return best.id;
         }
-        let temperature = self.params.temperature;
-        let weight = |c: &Candidate| libm::expf((c.logit - best) / temperature);
-        self.keep_top_p(weight);
-        let least = self.params.min_p;
-        if least > 0.0 {
-            let kept = self.candidates.partition_point(|c| weight(c) >= least);
-            self.candidates.truncate(kept.max(1));
+        let total = self.weigh(best.logit);
+        self.candidates.retain(|c| c.weight >= self.params.min_p);
+        if self.params.top_p < 1.0 {
+            self.keep_top_p(total);
         }
-        self.draw(weight)
+        self.draw().unwrap_or(best.id)
     }
 
     /// Whether `sample` is plain argmax, so that an engine may do it where its logits are.
@@ -187,51 +186,81 @@ impl Sampler {
         }
     }
 
+    /// All tokens in order of their ids, or the k likeliest in order.
     fn gather(&mut self, logits: &[f32]) {
+        let candidate = |(id, &logit): (usize, &f32)| Candidate {
+            logit: defined(logit),
+            id: id as u32,
+            weight: 0.0,
+        };
         self.candidates.clear();
         self.candidates
-            .extend(logits.iter().enumerate().map(|(id, &logit)| Candidate {
-                logit: defined(logit),
-                id: id as u32,
-            }));
-    }
-
-    /// Leaves the k likeliest in order; without a limit, all of them in order.
-    fn keep_top_k(&mut self) {
+            .extend(logits.iter().enumerate().map(candidate));
         let k = self.params.top_k;
         if k > 0 && k < self.candidates.len() {
             self.candidates.select_nth_unstable_by(k - 1, by_rank);
             self.candidates.truncate(k);
+            self.candidates.sort_unstable_by(by_rank);
         }
-        self.candidates.sort_unstable_by(by_rank);
     }
 
-    fn keep_top_p(&mut self, weight: impl Fn(&Candidate) -> f32) {
-        if self.params.top_p >= 1.0 {
-            return;
+    /// Fills in the weights and sums them, in f64 and the candidates' order. Weights are relative to the likeliest, so a
+    /// temperature near 0 underflows to greedy and never to NaN.
+    fn weigh(&mut self, best: f32) -> f64 {
+        let mut total = 0.0;
+        for candidate in &mut self.candidates {
+            let x = (candidate.logit - best) / self.params.temperature;
+            // Below this, exp is 0 in f32.
+            candidate.weight = if x < -104.0 { 0.0 } else { libm::expf(x) };
+            total += f64::from(candidate.weight);
         }
-        let total: f64 = self.candidates.iter().map(|c| f64::from(weight(c))).sum();
+        total
+    }
+
+    /// Keeps the likeliest whose weights reach the share `top_p` of `total`.
+    fn keep_top_p(&mut self, total: f64) {
         let enough = total * f64::from(self.params.top_p);
         let mut sum = 0.0;
-        let kept = self.candidates.iter().position(|c| {
-            sum += f64::from(weight(c));
+        let kept = self.ranked_until(|weight| {
+            sum += weight;
             sum >= enough
         });
         self.candidates
-            .truncate(kept.map_or(self.candidates.len(), |last| last + 1));
+            .truncate(kept.unwrap_or(self.candidates.len()));
     }
 
-    /// Draws by the weights. Sums are f64, one by one in the candidates' order.
-    fn draw(&mut self, weight: impl Fn(&Candidate) -> f32) -> u32 {
-        let total: f64 = self.candidates.iter().map(|c| f64::from(weight(c))).sum();
+    /// Draws by the weights; `None` only where rounding leaves the sum at the target.
+    fn draw(&mut self) -> Option<u32> {
+        let total: f64 = self.candidates.iter().map(|c| f64::from(c.weight)).sum();
         let target = self.random.unit() * total;
         let mut sum = 0.0;
-        let drawn = self.candidates.iter().find(|c| {
-            sum += f64::from(weight(c));
+        let n_passed = self.ranked_until(|weight| {
+            sum += weight;
             sum > target
         });
-        // Only rounding could leave the sum at the target; the likeliest is then as good as any.
-        drawn.or(self.candidates.first()).map_or(0, |c| c.id)
+        n_passed.map(|n| self.candidates[n - 1].id)
+    }
+
+    /// Walks the candidates from the likeliest until `done` says so; how many that took. Only those are put in order:
+    /// sorting a vocabulary for each token would cost more than a tenth of a small model's time.
+    fn ranked_until(&mut self, mut done: impl FnMut(f64) -> bool) -> Option<usize> {
+        let n = self.candidates.len();
+        let (mut sorted, mut chunk) = (0, 64);
+        while sorted < n {
+            let end = n.min(sorted + chunk);
+            if end < n {
+                self.candidates[sorted..].select_nth_unstable_by(end - sorted - 1, by_rank);
+            }
+            self.candidates[sorted..end].sort_unstable_by(by_rank);
+            if let Some(found) = self.candidates[sorted..end]
+                .iter()
+                .position(|c| done(f64::from(c.weight)))
+            {
+                return Some(sorted + found + 1);
+            }
+            (sorted, chunk) = (end, chunk * 4);
+        }
+        None
     }
 }
 

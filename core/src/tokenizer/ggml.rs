@@ -245,7 +245,8 @@ pub(super) fn byte_tokens(vocab: &Vocab) -> Box<[u32; 256]> {
 
 /// A merge is two tokens with a space between; the first may begin with one.
 fn split_merge(line: &str) -> Option<(&str, &str)> {
-    let space = line.char_indices().skip(1).find(|&(_, c)| c == ' ')?.0;
+    let first = line.chars().next()?.len_utf8();
+    let space = first + line.as_bytes()[first..].iter().position(|&b| b == b' ')?;
     Some((&line[..space], &line[space + 1..]))
 }
 

@@ -49,9 +49,6 @@ impl Arena {
         };
         Some(&self.bytes[start..end])
     }
-    pub(super) fn len(&self) -> usize {
-        self.ends.len()
-    }
 }
 
 /// Token texts by id, and ids by text through open addressing.
@@ -152,15 +149,27 @@ const MAX_TOKENS: usize = 1 << 24;
 /// Odd 64-bit constant with well-mixed bits (2^64 / golden ratio).
 const MIX: u64 = 0x9E37_79B9_7F4A_7C15;
 
+/// Whole words of the text, the last one overlapping the one before: no copy of a variable length.
+#[inline]
 fn hash(text: &[u8]) -> u64 {
-    let mut state = text.len() as u64;
-    let mut chunks = text.chunks_exact(8);
-    for chunk in &mut chunks {
-        state = mix(state ^ u64::from_le_bytes(chunk.try_into().expect("chunks are 8 bytes")));
+    let n = text.len();
+    let word = |at: usize| u64::from_le_bytes(text[at..at + 8].try_into().expect("8 bytes"));
+    let half = |at: usize| {
+        u64::from(u32::from_le_bytes(
+            text[at..at + 4].try_into().expect("4 bytes"),
+        ))
+    };
+    let last = match n {
+        0 => 0,
+        1..4 => u64::from(text[0]) | u64::from(text[n / 2]) << 8 | u64::from(text[n - 1]) << 16,
+        4..8 => half(0) | half(n - 4) << 32,
+        _ => word(n - 8),
+    };
+    let mut state = n as u64;
+    for at in (0..n.saturating_sub(8)).step_by(8) {
+        state = mix(state ^ word(at));
     }
-    let mut last = [0; 8];
-    last[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
-    mix(state ^ u64::from_le_bytes(last))
+    mix(state ^ last)
 }
 
 /// Multiplies to 128 bits and folds the halves.
