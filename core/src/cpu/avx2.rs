@@ -8,7 +8,10 @@
     clippy::inline_always,
     reason = "an intrinsic is inlined only where its instruction set is enabled: all between it and the table's entry must be inlined"
 )]
-#![allow(clippy::wildcard_imports, reason = "some eighty intrinsics, whose names cannot clash")]
+#![allow(
+    clippy::wildcard_imports,
+    reason = "some eighty intrinsics, whose names cannot clash"
+)]
 
 use super::{
     Isa,
@@ -313,9 +316,9 @@ unsafe fn matmul_floats<E: Element>(
 /// # Safety
 /// The functions use AVX2.
 trait Weight: Block {
-    /// Whether a block has a minimum that is added (Q4_1).
+    /// Whether a block has a minimum that is added (`Q4_1`).
     const HAS_MIN: bool;
-    /// What is subtracted from each integer as it is stored (Q4_0: 8).
+    /// What is subtracted from each integer as it is stored (`Q4_0`: 8).
     const OFFSET: i32;
     fn scale(&self) -> [u8; 2];
     fn min(&self) -> [u8; 2] {
@@ -549,8 +552,8 @@ impl<'a, W: Weight> RowGroup<'a, W> {
                     *row = self.block(i, b).unpack();
                 }
                 let tile = scratch.tile.as_mut_ptr().add(b * ROWS * BLOCK);
-                for half in 0..2 {
-                    let pairs = transpose([0, 1, 2, 3, 4, 5, 6, 7].map(|i: usize| rows[i][half]));
+                for half in [0, 1] {
+                    let pairs = transpose(rows.map(|row| row[half]));
                     for (p, pair) in pairs.into_iter().enumerate() {
                         _mm256_storeu_si256(tile.add((half * 8 + p) * 2 * ROWS).cast(), pair);
                     }
@@ -674,7 +677,7 @@ unsafe fn dot_tile<W: Weight, const T: usize>(
     let blocks = &x.blocks[first * n_blocks..][..T * n_blocks];
     // SAFETY: AVX2 by the caller; indices stay below the lengths checked.
     unsafe {
-        let x16 = scratch.x.as_ptr().add(first * x.n_cols).cast::<i32>();
+        let x16 = scratch.x.as_ptr().add(first * x.n_cols);
         let mut acc = [_mm256_setzero_ps(); T];
         for b in 0..n_blocks {
             let tile = scratch.tile.as_ptr().add(b * ROWS * BLOCK);
@@ -682,10 +685,14 @@ unsafe fn dot_tile<W: Weight, const T: usize>(
             for pair in 0..BLOCK / 2 {
                 let w = _mm256_loadu_si256(tile.add(pair * 2 * ROWS).cast());
                 for (t, isum) in isum.iter_mut().enumerate() {
-                    let x = x16
-                        .add(t * (x.n_cols / 2) + b * (BLOCK / 2) + pair)
-                        .read_unaligned();
-                    *isum = _mm256_add_epi32(*isum, _mm256_madd_epi16(w, _mm256_set1_epi32(x)));
+                    let pair_of_x = x16
+                        .add(t * x.n_cols + b * BLOCK + 2 * pair)
+                        .cast::<[i16; 2]>()
+                        .read();
+                    *isum = _mm256_add_epi32(
+                        *isum,
+                        _mm256_madd_epi16(w, _mm256_set1_epi32(bytemuck::cast(pair_of_x))),
+                    );
                 }
             }
             let d = _mm256_loadu_ps(scratch.scales.as_ptr().add(b * ROWS));

@@ -67,7 +67,7 @@ impl Runner {
             ops.norm(spec, &layer.attn_norm, x, input); // input [T, C]
             ops.linear(&layer.qkv, input, y); // y [T, (H + 2K) D]
             ops.rotate(spec, past, y);
-            ops.cache(spec, l, y, session);
+            cache(spec, l, y, session);
             ops.attend(spec, l, y, session, input); // input [T, H D]
             ops.linear(&layer.attn_output, input, y); // y [T, C]
             ops.add(x, y, spec.n_embd); // x [T, C]
@@ -87,12 +87,12 @@ impl Runner {
 
     /// From now on looks where numbers stop being finite, until [`Self::end_trace`].
     pub(crate) fn begin_trace(&mut self) {
-        self.ops.trace = Some(None);
+        self.ops.trace = Some(Trace::default());
     }
 
     /// The first tensor after whose use the numbers were not finite.
     pub(crate) fn end_trace(&mut self) -> Option<String> {
-        self.ops.trace.take().flatten()
+        self.ops.trace.take()?.found
     }
 }
 
@@ -105,7 +105,13 @@ struct Ops {
     scratch: Vec<Scratch>,
     /// RoPE's table for all positions so far. [n, D / 2]
     rotations: Vec<(f32, f32)>,
-    trace: Option<Option<String>>,
+    trace: Option<Trace>,
+}
+
+/// What [`Runner::begin_trace`] looks for.
+#[derive(Debug, Default)]
+struct Trace {
+    found: Option<String>,
 }
 
 impl Ops {
@@ -156,7 +162,7 @@ impl Ops {
         if w.reads_quantized() {
             let (values, n_cols) = (&x.x, x.n_cols);
             self.pool.for_chunks(&mut x.blocks, n_blocks, |t, out| {
-                (kernels.quantize_row)(&values[t * n_cols..][..n_cols], out)
+                (kernels.quantize_row)(&values[t * n_cols..][..n_cols], out);
             });
         }
         y.resize(n_rows * w.n_rows, 0.0);
@@ -199,15 +205,6 @@ impl Ops {
                 (kernels.rope)(&mut head[..dim], rotations); // [D]
             }
         });
-    }
-
-    /// Appends keys and values of each token to the cache of layer `l`. [T, (H + 2K) D]
-    fn cache(&mut self, spec: &ModelSpec, l: usize, qkv: &[f32], session: &mut Session) {
-        for row in qkv.chunks_exact(qkv_width(spec)) {
-            let (k, v) =
-                row[spec.n_head * spec.head_dim..].split_at(spec.n_kv_head * spec.head_dim); // [K D], [K D]
-            session.push(l, k, v);
-        }
     }
 
     /// Causal attention of each token to the cache up to itself. q of [T, (H + 2K) D] -> [T, H D]
@@ -255,13 +252,15 @@ impl Ops {
     fn add(&mut self, x: &mut [f32], y: &[f32], n_embd: usize) {
         let kernels = self.kernels;
         self.pool.for_chunks(x, n_embd, |t, x| {
-            (kernels.add)(x, &y[t * n_embd..][..n_embd])
+            (kernels.add)(x, &y[t * n_embd..][..n_embd]);
         });
     }
 
     /// While tracing, remembers the first name after which a value is not finite.
     fn check(&mut self, values: &[f32], name: impl FnOnce() -> String) {
-        if let Some(found @ None) = &mut self.trace
+        if let Some(Trace {
+            found: found @ None,
+        }) = &mut self.trace
             && values.iter().any(|x| !x.is_finite())
         {
             *found = Some(name());
@@ -277,5 +276,13 @@ fn qkv_width(spec: &ModelSpec) -> usize {
 fn add_bias(kernels: &Kernels, bias: &[f32], n_rows: usize, out: &mut Columns<'_>) {
     for t in 0..n_rows {
         (kernels.add)(out.row_mut(t), bias);
+    }
+}
+
+/// Appends keys and values of each token to the cache of layer `l`. [T, (H + 2K) D]
+fn cache(spec: &ModelSpec, l: usize, qkv: &[f32], session: &mut Session) {
+    for row in qkv.chunks_exact(qkv_width(spec)) {
+        let (k, v) = row[spec.n_head * spec.head_dim..].split_at(spec.n_kv_head * spec.head_dim); // [K D], [K D]
+        session.push(l, k, v);
     }
 }

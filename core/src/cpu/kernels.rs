@@ -9,6 +9,12 @@ use std::ops::Range;
 /// Elements of a block of quantised weights, and of quantised activations.
 pub(crate) const BLOCK: usize = crate::quant::BLOCK_LEN;
 
+/// `(w, rows, x, out, scratch)`.
+type Matmul = fn(&Matrix, Range<usize>, &Activations, &mut Columns<'_>, &mut Scratch);
+
+/// `(x, weight, bias, eps, out)`.
+type LayerNorm = fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
+
 impl std::fmt::Debug for Kernels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Kernels({:?})", self.isa)
@@ -21,17 +27,11 @@ pub(crate) struct Kernels {
     /// Quantises one row of activations (rule 3).
     pub(crate) quantize_row: fn(x: &[f32], out: &mut [QuantBlock]),
     /// `out[t][r] = W[rows.start + r] · x[t]`: W (N, K) @ x (T, K) -> out (T, rows)
-    pub(crate) matmul: fn(
-        w: &Matrix,
-        rows: Range<usize>,
-        x: &Activations,
-        out: &mut Columns<'_>,
-        scratch: &mut Scratch,
-    ),
+    pub(crate) matmul: Matmul,
     /// RMSNorm. [C] -> [C]
     pub(crate) rms_norm: fn(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]),
     /// LayerNorm. [C] -> [C]
-    pub(crate) layer_norm: fn(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]),
+    pub(crate) layer_norm: LayerNorm,
     /// Rotates neighbours of one head in place. [dim] by [dim / 2]
     pub(crate) rope: fn(x: &mut [f32], rotations: &[(f32, f32)]),
     /// `out = silu(gate) * up`. [F], [F] -> [F]
@@ -54,6 +54,10 @@ impl Kernels {
             Isa::Avx2 => super::avx2::kernels(),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 => None,
+            #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+            Isa::Simd128 => Some(&super::wasm::KERNELS),
+            #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
+            Isa::Simd128 => None,
         }
     }
 }

@@ -11,8 +11,8 @@ pub const LANES: usize = 16;
 pub(crate) const EXP_MIN: f32 = -87.0;
 /// Above this `exp` stays where it is, before the exponent overflows.
 pub(crate) const EXP_MAX: f32 = 88.0;
-/// `ln 2` in two parts: the first has so few bits that `n * LN2_HI` is exact (Cephes, `expf.c`).
-pub(crate) const LN2_HI: f32 = 0.693_359_375;
+/// `ln 2` in two parts: the first, 0.693359375, has so few bits that `n * LN2_HI` is exact (Cephes, `expf.c`).
+pub(crate) const LN2_HI: f32 = 0.693_359_4;
 pub(crate) const LN2_LO: f32 = -2.121_944_4e-4;
 /// Coefficients of `(exp(r) - 1 - r) / r²` on `|r| <= ln 2 / 2`, highest power first (Cephes, `expf.c`).
 pub(crate) const EXP_POLY: [f32; 6] = [
@@ -21,7 +21,7 @@ pub(crate) const EXP_POLY: [f32; 6] = [
     8.333_452e-3,
     4.166_579_6e-2,
     1.666_666_5e-1,
-    5.000_000_1e-1,
+    0.5,
 ];
 
 /// `sqrt(2 / pi)` and the cubic coefficient of GELU's tanh form (Hendrycks and Gimpel, 2016).
@@ -98,6 +98,7 @@ pub fn rope_row(position: &Position, pos: usize, out: &mut Vec<(f32, f32)>) {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "the definition is on bits")]
 mod tests {
     use super::*;
 

@@ -15,6 +15,8 @@ mod session;
 #[cfg(test)]
 mod tests;
 mod vector;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm;
 mod weights;
 
 pub use session::Session;
@@ -46,11 +48,13 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2 and F16C.
     Avx2,
+    /// wasm32 compiled with simd128.
+    Simd128,
 }
 
 impl Isa {
     /// All, the best first.
-    pub const ALL: [Self; 2] = [Self::Avx2, Self::Scalar];
+    pub const ALL: [Self; 3] = [Self::Avx2, Self::Simd128, Self::Scalar];
 
     /// The best that this machine has.
     pub fn best() -> Self {

@@ -121,12 +121,14 @@ impl Pool {
         let step = Step::open(shared);
         shared.take_pieces(0, job);
         drop(step);
-        if shared.panicked.load(Ordering::Relaxed) {
-            panic!("a worker thread of the CPU engine panicked; its message is above");
-        }
+        let panicked = shared.panicked.load(Ordering::Relaxed);
+        assert!(
+            !panicked,
+            "a worker thread of the CPU engine panicked; its message is above"
+        );
     }
 
-    /// Splits the columns of `out` [T, n_cols] in ranges of whole `align`s and runs `f(range, columns, scratch)` for each;
+    /// Splits the columns of `out` (`n_cols` wide) in ranges of whole `align`s and runs `f(range, columns, scratch)` for each;
     /// each thread has its own `scratch`.
     pub(crate) fn for_columns<S: Send>(
         &mut self,
@@ -229,9 +231,9 @@ impl Drop for Step<'_> {
         while self.0.gate.load(Ordering::Acquire) & INSIDE != 0 {
             spins += 1;
             if spins < SPINS_BEFORE_YIELD {
-                std::hint::spin_loop()
+                std::hint::spin_loop();
             } else {
-                std::thread::yield_now()
+                std::thread::yield_now();
             }
         }
     }
@@ -329,9 +331,9 @@ pub(crate) struct Columns<'a> {
     matrix: PhantomData<&'a mut [f32]>,
 }
 
-impl<'a> Columns<'a> {
+impl Columns<'_> {
     /// # Safety
-    /// For each `t < n_rows`, the `width` elements from `start + t * stride` are valid and used by nobody else during `'a`;
+    /// For each `t < n_rows`, the `width` elements from `start + t * stride` are valid and used by nobody else while this lives;
     /// `width <= stride`.
     unsafe fn new(start: *mut f32, n_rows: usize, stride: usize, width: usize) -> Self {
         Self {
@@ -345,10 +347,10 @@ impl<'a> Columns<'a> {
 
     /// All columns of a matrix.
     #[cfg(test)]
-    pub(crate) fn all(matrix: &'a mut [f32], n_cols: usize) -> Self {
+    pub(crate) fn all(matrix: &mut [f32], n_cols: usize) -> Columns<'_> {
         let n_rows = matrix.len() / n_cols;
-        // SAFETY: the slice is borrowed for `'a` and holds `n_rows` rows of `n_cols`.
-        unsafe { Self::new(matrix.as_mut_ptr(), n_rows, n_cols, n_cols) }
+        // SAFETY: the slice is borrowed as long and holds `n_rows` rows of `n_cols`.
+        unsafe { Columns::new(matrix.as_mut_ptr(), n_rows, n_cols, n_cols) }
     }
 
     /// Row `t` of these columns. [width]
@@ -378,6 +380,11 @@ impl<'a> Columns<'a> {
 }
 
 #[cfg(test)]
+#[allow(
+    clippy::unwrap_used,
+    clippy::float_cmp,
+    reason = "tests, of whole numbers"
+)]
 mod tests {
     use super::*;
     use std::time::Duration;
@@ -470,7 +477,7 @@ mod tests {
             let mut out = [0u8; 6];
             let result = catch_unwind(AssertUnwindSafe(|| {
                 pool.for_chunks_with(&mut out, 1, &mut counts, |i, _, _| {
-                    assert_ne!(i, bad, "on purpose")
+                    assert_ne!(i, bad, "on purpose");
                 });
             }));
             assert!(result.is_err());

@@ -84,7 +84,7 @@ impl Session {
         Err(EngineError::OutOfMemory { bytes, n_positions })
     }
 
-    /// Appends the keys and values of one token in one layer, rounded to the cache's type. [H_kv D], [H_kv D]
+    /// Appends the keys and values of one token in one layer, rounded to the cache's type. [K D], [K D]
     pub(crate) fn push(&mut self, layer: usize, k: &[f32], v: &[f32]) {
         let heads = self.heads(layer);
         for (cache, row) in self.k[heads.clone()]

@@ -81,7 +81,7 @@ pub(crate) struct NormWeights {
 #[derive(Debug)]
 pub(crate) struct Layer {
     pub(crate) attn_norm: NormWeights,
-    /// q, k and v stacked. [(H + 2 H_kv) D, C]
+    /// q, k and v stacked. [(H + 2K) D, C]
     pub(crate) qkv: Linear,
     /// [C, H D]
     pub(crate) attn_output: Linear,
@@ -97,7 +97,7 @@ pub(crate) struct Layer {
 pub(crate) struct Weights {
     /// [V, C]
     pub(crate) token_embd: Matrix,
-    /// Learned positions. [n_ctx, C]
+    /// Learned positions. [`n_ctx`, C]
     pub(crate) position_embd: Option<Matrix>,
     pub(crate) layers: Vec<Layer>,
     pub(crate) output_norm: NormWeights,
