@@ -199,9 +199,9 @@ impl Case {
 
     fn check(&self, bench: &mut Bench) {
         let (got, want) = self.compute(bench);
-        // A norm that differs in its last bit may move a quantised activation by one step of 3/127.
+        // A norm that differs in its last bit may move a quantised activation by one step of 3/4095.
         let moves = self.key.norm != RowNorm::None && self.key.dtype.block_len() > 1;
-        assert_close(&got, &want, if moves { 2e-2 } else { 2e-5 }, &self.name());
+        assert_close(&got, &want, if moves { 1e-3 } else { 2e-5 }, &self.name());
     }
 }
 
@@ -238,12 +238,12 @@ fn dot_twin(dtype: DType, bytes: &[u8], r: usize, x: &[f32]) -> f32 {
         .zip(x.chunks_exact(32))
     {
         let amax = x.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-        let scale = f16::from_f32(amax / 127.0).to_f32();
+        let scale = amax / 4095.0;
         let q: Vec<i32> = x
             .iter()
             .map(|v| {
-                if scale > 0.0 {
-                    (v * (127.0 / amax)).round_ties_even() as i32
+                if scale.is_normal() {
+                    (v * (4095.0 / amax)).round_ties_even() as i32
                 } else {
                     0
                 }

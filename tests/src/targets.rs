@@ -32,9 +32,16 @@ pub fn workspace() -> PathBuf {
 /// When it is not there.
 pub fn program(name: &str) -> Result<PathBuf> {
     let test = std::env::current_exe()?;
-    let folder = test.ancestors().nth(2).context("a test lies in target/<profile>/deps")?;
+    let folder = test
+        .ancestors()
+        .nth(2)
+        .context("a test lies in target/<profile>/deps")?;
     let path = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    ensure!(path.is_file(), "{} is not built: run `cargo xtask test`", path.display());
+    ensure!(
+        path.is_file(),
+        "{} is not built: run `cargo xtask test`",
+        path.display()
+    );
     Ok(path)
 }
 
@@ -43,9 +50,15 @@ pub fn program(name: &str) -> Result<PathBuf> {
 /// # Errors
 /// When it cannot be started or fails.
 pub fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("{command:?} does not start"))?;
+    let output = command
+        .output()
+        .with_context(|| format!("{command:?} does not start"))?;
     let stderr = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{command:?} failed ({}):\n{stderr}", output.status);
+    ensure!(
+        output.status.success(),
+        "{command:?} failed ({}):\n{stderr}",
+        output.status
+    );
     Ok(String::from_utf8(output.stdout)?)
 }
 
@@ -62,7 +75,9 @@ pub fn fledgling<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Result<S
 /// # Errors
 /// When it cannot be pulled.
 pub fn smollm2() -> Result<PathBuf> {
-    Ok(PathBuf::from(fledgling(["pull", "smollm2-135m-instruct"])?.trim()))
+    Ok(PathBuf::from(
+        fledgling(["pull", "smollm2-135m-instruct"])?.trim(),
+    ))
 }
 
 /// The terminal: `fledgling generate`.
@@ -75,7 +90,15 @@ pub fn terminal(model: &Path, prompt: &str, n_tokens: usize) -> Result<Completio
         Command::new(program("fledgling")?)
             .arg("generate")
             .arg(model)
-            .args(["--prompt", prompt, "--max-tokens", &n, "--temperature", "0", "--json"]),
+            .args([
+                "--prompt",
+                prompt,
+                "--max-tokens",
+                &n,
+                "--temperature",
+                "0",
+                "--json",
+            ]),
     )?;
     let answer: Value = serde_json::from_str(&answer)?;
     completion(&answer, "prompt_token_ids", "token_ids")
@@ -90,18 +113,35 @@ pub fn browser(model: &Path, prompt: &str, n_tokens: usize, device: &str) -> Res
     let answer = output(
         Command::new("node")
             .current_dir(workspace().join("web"))
-            .args(["e2e/parity.mjs", "--prompt", prompt, "--max-tokens", &n, "--device", device, "--model"])
+            .args([
+                "e2e/parity.mjs",
+                "--prompt",
+                prompt,
+                "--max-tokens",
+                &n,
+                "--device",
+                device,
+                "--model",
+            ])
             .arg(model),
     )?;
     let answer: Value = serde_json::from_str(&answer)?;
-    ensure!(answer["device"]["kind"] == device, "the page ran on {}", answer["device"]);
+    ensure!(
+        answer["device"]["kind"] == device,
+        "the page ran on {}",
+        answer["device"]
+    );
     completion(&answer, "promptTokens", "tokenIds")
 }
 
 fn completion(answer: &Value, prompt_key: &str, tokens_key: &str) -> Result<Completion> {
     let ids = |key: &str| -> Result<Vec<u32>> { Ok(serde_json::from_value(answer[key].clone())?) };
     let text = answer["text"].as_str().context("no text")?.to_owned();
-    Ok(Completion { prompt_ids: ids(prompt_key)?, token_ids: ids(tokens_key)?, text })
+    Ok(Completion {
+        prompt_ids: ids(prompt_key)?,
+        token_ids: ids(tokens_key)?,
+        text,
+    })
 }
 
 /// The Lambda function: its text by `POST /v1/completions`, through a function URL's event.
@@ -111,7 +151,11 @@ fn completion(answer: &Value, prompt_key: &str, tokens_key: &str) -> Result<Comp
 pub fn lambda(model: &Path, prompt: &str, n_tokens: usize) -> Result<String> {
     let api = RuntimeApi::start()?;
     let model = model.to_str().context("the path is no UTF-8")?;
-    let _function = api.spawn(&program("fledgling-lambda")?, 1769, &[("FLEDGLING_MODEL", model)])?;
+    let _function = api.spawn(
+        &program("fledgling-lambda")?,
+        1769,
+        &[("FLEDGLING_MODEL", model)],
+    )?;
     let body = json!({ "prompt": prompt, "max_tokens": n_tokens, "temperature": 0 });
     let event = json!({
         "version": "2.0",
@@ -130,6 +174,13 @@ pub fn lambda(model: &Path, prompt: &str, n_tokens: usize) -> Result<String> {
     let status = answer.status();
     let answer = answer.json();
     ensure!(status == 200, "the function answered {status}: {answer}");
-    ensure!(api.violations().is_empty(), "the function broke the Runtime API's rules: {:?}", api.violations());
-    Ok(answer["choices"][0]["text"].as_str().context("no text")?.to_owned())
+    ensure!(
+        api.violations().is_empty(),
+        "the function broke the Runtime API's rules: {:?}",
+        api.violations()
+    );
+    Ok(answer["choices"][0]["text"]
+        .as_str()
+        .context("no text")?
+        .to_owned())
 }

@@ -208,25 +208,19 @@ unsafe fn quantize_blocks(x: &[f32], out: &mut [QuantBlock]) {
         unsafe {
             let x = [0, 1, 2, 3].map(|i| _mm256_loadu_ps(x.as_ptr().add(8 * i)));
             let amax = max_magnitude(x);
-            block.scale = _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(
-                _mm_set_ss(amax / 127.0),
-            )));
-            if !(block.scale > 0.0 && block.scale.is_finite()) {
-                (block.q, block.sum) = ([0; BLOCK], 0);
+            let Some(inverse) = block.scale_by(amax) else {
                 continue;
-            }
-            let inverse = _mm256_set1_ps(127.0 / amax);
+            };
+            let inverse = _mm256_set1_ps(inverse);
             let q = x.map(|x| _mm256_cvtps_epi32(_mm256_mul_ps(x, inverse))); // ties to even by the default mode
             let sum = _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
             block.sum = sum_i32(sum);
-            let packed = _mm256_packs_epi16(
-                _mm256_packs_epi32(q[0], q[1]),
-                _mm256_packs_epi32(q[2], q[3]),
-            );
-            // Packing works in halves of 128 bits: put the groups of four back in order.
-            let in_order =
-                _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-            _mm256_storeu_si256(block.q.as_mut_ptr().cast(), in_order);
+            for half in [0, 1] {
+                let packed = _mm256_packs_epi32(q[2 * half], q[2 * half + 1]);
+                // Packing works in halves of 128 bits: put the groups of four back in order.
+                let in_order = _mm256_permute4x64_epi64::<0b11_01_10_00>(packed);
+                _mm256_storeu_si256(block.q.as_mut_ptr().add(16 * half).cast(), in_order);
+            }
         }
     }
 }
@@ -324,9 +318,7 @@ trait Weight: Block {
     fn min(&self) -> [u8; 2] {
         [0; 2]
     }
-    /// Products of the integers as stored with those of `x`, summed to eight lanes.
-    unsafe fn products(&self, x: __m256i) -> __m256i;
-    /// The integers, offset subtracted, as i16 in order: elements 0..16 and 16..32.
+    /// The integers as stored, as i16 in order: elements 0..16 and 16..32.
     unsafe fn unpack(&self) -> [__m256i; 2];
 }
 
@@ -335,15 +327,6 @@ impl Weight for BlockQ8_0 {
     const OFFSET: i32 = 0;
     fn scale(&self) -> [u8; 2] {
         self.d
-    }
-    #[inline(always)]
-    unsafe fn products(&self, x: __m256i) -> __m256i {
-        // SAFETY: AVX2 by the contract. |w| as u8 times x with w's sign: at most 128 * 127 * 2 = 32512, which an i16 holds.
-        unsafe {
-            let w = _mm256_loadu_si256(self.qs.as_ptr().cast());
-            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-            _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-        }
     }
     #[inline(always)]
     unsafe fn unpack(&self) -> [__m256i; 2] {
@@ -361,14 +344,9 @@ impl Weight for BlockQ4_0 {
         self.d
     }
     #[inline(always)]
-    unsafe fn products(&self, x: __m256i) -> __m256i {
-        // SAFETY: passed on.
-        unsafe { nibble_products(&self.qs, x) }
-    }
-    #[inline(always)]
     unsafe fn unpack(&self) -> [__m256i; 2] {
-        // SAFETY: AVX2 by the contract.
-        unsafe { unpack_nibbles(&self.qs).map(|q| _mm256_sub_epi16(q, _mm256_set1_epi16(8))) }
+        // SAFETY: passed on.
+        unsafe { unpack_nibbles(&self.qs) }
     }
 }
 
@@ -382,44 +360,23 @@ impl Weight for BlockQ4_1 {
         self.m
     }
     #[inline(always)]
-    unsafe fn products(&self, x: __m256i) -> __m256i {
-        // SAFETY: passed on.
-        unsafe { nibble_products(&self.qs, x) }
-    }
-    #[inline(always)]
     unsafe fn unpack(&self) -> [__m256i; 2] {
         // SAFETY: passed on.
         unsafe { unpack_nibbles(&self.qs) }
     }
 }
 
-/// The nibbles as bytes in order: low ones are elements 0..16, high ones 16..32.
-#[inline(always)]
-unsafe fn nibbles(qs: &[u8; 16]) -> [__m128i; 2] {
-    // SAFETY: AVX2 by the caller; a load of sixteen.
-    unsafe {
-        let (bytes, mask) = (_mm_loadu_si128(qs.as_ptr().cast()), _mm_set1_epi8(15));
-        [
-            _mm_and_si128(bytes, mask),
-            _mm_and_si128(_mm_srli_epi16::<4>(bytes), mask),
-        ]
-    }
-}
-
-#[inline(always)]
-unsafe fn nibble_products(qs: &[u8; 16], x: __m256i) -> __m256i {
-    // SAFETY: AVX2 by the caller. At most 15 * 127 * 2, which an i16 holds.
-    unsafe {
-        let [low, high] = nibbles(qs);
-        let pairs = _mm256_maddubs_epi16(_mm256_set_m128i(high, low), x);
-        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-    }
-}
-
+/// The nibbles in order: low ones are elements 0..16, high ones 16..32.
 #[inline(always)]
 unsafe fn unpack_nibbles(qs: &[u8; 16]) -> [__m256i; 2] {
-    // SAFETY: AVX2 by the caller.
-    unsafe { nibbles(qs).map(|q| _mm256_cvtepu8_epi16(q)) }
+    // SAFETY: AVX2 by the caller; a load of sixteen.
+    unsafe {
+        let bytes = _mm256_cvtepu8_epi16(_mm_loadu_si128(qs.as_ptr().cast()));
+        [
+            _mm256_and_si256(bytes, _mm256_set1_epi16(15)),
+            _mm256_srli_epi16::<4>(bytes),
+        ]
+    }
 }
 
 #[inline(always)]
@@ -434,9 +391,6 @@ unsafe fn matmul_blocks<W: Weight>(
     let prefill = x.n_rows >= TOKENS;
     // SAFETY: AVX2 and F16C by the table.
     unsafe {
-        if prefill {
-            widen(x, &mut scratch.x);
-        }
         for r in (rows.start..whole).step_by(ROWS) {
             let group = RowGroup::<W>::new(w, r);
             let mut out = out.narrow(r - rows.start..r - rows.start + ROWS);
@@ -515,10 +469,14 @@ impl<'a, W: Weight> RowGroup<'a, W> {
         unsafe {
             let mut acc = _mm256_setzero_ps();
             for (b, x) in x.iter().enumerate() {
-                let q = _mm256_loadu_si256(x.q.as_ptr().cast());
+                let q = [0, 16].map(|i| _mm256_loadu_si256(x.q.as_ptr().add(i).cast()));
                 let mut isums = [_mm256_setzero_si256(); ROWS];
                 for (i, isum) in isums.iter_mut().enumerate() {
-                    *isum = self.block(i, b).products(q);
+                    let w = self.block(i, b).unpack();
+                    *isum = _mm256_add_epi32(
+                        _mm256_madd_epi16(w[0], q[0]),
+                        _mm256_madd_epi16(w[1], q[1]),
+                    );
                 }
                 let isum = _mm256_sub_epi32(sum_each(isums), _mm256_set1_epi32(W::OFFSET * x.sum));
                 acc = accumulate(acc, isum, self.halves(b, W::scale), x);
@@ -563,7 +521,7 @@ impl<'a, W: Weight> RowGroup<'a, W> {
     }
 }
 
-/// `acc + isum * (d * d16)`, for eight rows.
+/// `acc + isum * (d * x.d)`, for eight rows.
 #[inline(always)]
 unsafe fn accumulate(acc: __m256, isum: __m256i, d: __m256, x: &QuantBlock) -> __m256 {
     // SAFETY: AVX2 by the caller.
@@ -573,7 +531,7 @@ unsafe fn accumulate(acc: __m256, isum: __m256i, d: __m256, x: &QuantBlock) -> _
     }
 }
 
-/// `acc + m * (d16 * sum)`, for eight rows.
+/// `acc + m * (x.d * sum)`, for eight rows.
 #[inline(always)]
 unsafe fn accumulate_min(acc: __m256, m: __m256, x: &QuantBlock) -> __m256 {
     // SAFETY: AVX2 by the caller.
@@ -633,17 +591,6 @@ unsafe fn transpose(r: [__m256i; 8]) -> [__m256i; 8] {
     }
 }
 
-/// All quantised activations as i16. [T, K]
-#[inline(always)]
-unsafe fn widen(x: &Activations, out: &mut Vec<i16>) {
-    out.resize(x.blocks.len() * BLOCK, 0);
-    for (block, out) in x.blocks.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
-        for (out, &q) in out.iter_mut().zip(&block.q) {
-            *out = i16::from(q);
-        }
-    }
-}
-
 /// W (8, K) as unpacked @ x (T, K) -> out (T, 8)
 #[inline(always)]
 unsafe fn matmul_tile<W: Weight>(x: &Activations, scratch: &Scratch, out: &mut Columns<'_>) {
@@ -670,14 +617,10 @@ unsafe fn dot_tile<W: Weight, const T: usize>(
     out: &mut Columns<'_>,
 ) {
     let n_blocks = x.n_cols / BLOCK;
-    assert!(
-        scratch.tile.len() == n_blocks * ROWS * BLOCK && scratch.x.len() == x.n_rows * x.n_cols,
-        "unpacked"
-    );
+    assert_eq!(scratch.tile.len(), n_blocks * ROWS * BLOCK, "unpacked");
     let blocks = &x.blocks[first * n_blocks..][..T * n_blocks];
     // SAFETY: AVX2 by the caller; indices stay below the lengths checked.
     unsafe {
-        let x16 = scratch.x.as_ptr().add(first * x.n_cols);
         let mut acc = [_mm256_setzero_ps(); T];
         for b in 0..n_blocks {
             let tile = scratch.tile.as_ptr().add(b * ROWS * BLOCK);
@@ -685,10 +628,8 @@ unsafe fn dot_tile<W: Weight, const T: usize>(
             for pair in 0..BLOCK / 2 {
                 let w = _mm256_loadu_si256(tile.add(pair * 2 * ROWS).cast());
                 for (t, isum) in isum.iter_mut().enumerate() {
-                    let pair_of_x = x16
-                        .add(t * x.n_cols + b * BLOCK + 2 * pair)
-                        .cast::<[i16; 2]>()
-                        .read();
+                    let q = blocks.get_unchecked(t * n_blocks + b).q.as_ptr();
+                    let pair_of_x = q.add(2 * pair).cast::<[i16; 2]>().read();
                     *isum = _mm256_add_epi32(
                         *isum,
                         _mm256_madd_epi16(w, _mm256_set1_epi32(bytemuck::cast(pair_of_x))),
@@ -699,7 +640,8 @@ unsafe fn dot_tile<W: Weight, const T: usize>(
             let m = _mm256_loadu_ps(scratch.mins.as_ptr().add(b * ROWS));
             for t in 0..T {
                 let x = blocks.get_unchecked(t * n_blocks + b);
-                acc[t] = accumulate(acc[t], isum[t], d, x);
+                let isum = _mm256_sub_epi32(isum[t], _mm256_set1_epi32(W::OFFSET * x.sum));
+                acc[t] = accumulate(acc[t], isum, d, x);
                 if W::HAS_MIN {
                     acc[t] = accumulate_min(acc[t], m, x);
                 }

@@ -9,6 +9,10 @@ use std::ops::Range;
 /// Elements of a block of quantised weights, and of quantised activations.
 pub(crate) const BLOCK: usize = crate::quant::BLOCK_LEN;
 
+/// The largest magnitude of a quantised activation: 32 products with weights of 8 bits still sum to less than 2^24, so
+/// that an f32 holds the sum exactly, in any order (a GPU computes it in f32).
+pub(crate) const ACTIVATION_MAX: f32 = 4095.0;
+
 /// `(w, rows, x, out, scratch)`.
 type Matmul = fn(&Matrix, Range<usize>, &Activations, &mut Columns<'_>, &mut Scratch);
 
@@ -90,16 +94,14 @@ pub(crate) struct Scratch {
     pub(crate) scales: Vec<f32>,
     /// Their minima. [K / 32, rows]
     pub(crate) mins: Vec<f32>,
-    /// Quantised activations, widened. [T, K]
-    pub(crate) x: Vec<i16>,
 }
 
 /// 32 quantised activations (rule 3).
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[repr(C)]
 pub(crate) struct QuantBlock {
-    pub(crate) q: [i8; BLOCK],
-    /// `d16`, what a `q` of 1 is worth.
+    pub(crate) q: [i16; BLOCK],
+    /// `d`, what a `q` of 1 is worth.
     pub(crate) scale: f32,
     /// Sum of `q`.
     pub(crate) sum: i32,
@@ -116,6 +118,19 @@ pub(crate) struct Activations {
     pub(crate) x: Vec<f32>,
     /// The values quantised. [T, K / 32]
     pub(crate) blocks: Vec<QuantBlock>,
+}
+
+impl QuantBlock {
+    /// Sets `scale` for a block whose largest magnitude is `amax`, and gives what to multiply by. When there is nothing
+    /// to divide by (zeros, subnormal numbers, or no finite number), `q` is zero and the answer `None`.
+    pub(crate) fn scale_by(&mut self, amax: f32) -> Option<f32> {
+        self.scale = amax / ACTIVATION_MAX;
+        if self.scale.is_normal() {
+            return Some(ACTIVATION_MAX / amax);
+        }
+        (self.q, self.sum) = ([0; BLOCK], 0);
+        None
+    }
 }
 
 impl Activations {

@@ -32,18 +32,11 @@ pub(crate) fn quantize_row(x: &[f32], out: &mut [QuantBlock]) {
                 .map(|x| x.to_bits() & 0x7fff_ffff)
                 .fold(0, u32::max),
         );
-        block.scale = f16::from_f32(amax / 127.0).to_f32();
-        let inverse = if block.scale > 0.0 && block.scale.is_finite() {
-            127.0 / amax
-        } else {
-            0.0
+        let Some(inverse) = block.scale_by(amax) else {
+            continue;
         };
         for (q, x) in block.q.iter_mut().zip(x) {
-            *q = if inverse == 0.0 {
-                0
-            } else {
-                (x * inverse).round_ties_even() as i8
-            };
+            *q = (x * inverse).round_ties_even() as i16;
         }
         block.sum = block.q.iter().map(|&q| i32::from(q)).sum();
     }
@@ -99,7 +92,7 @@ fn dot_blocks(dtype: DType, w: &[u8], x: &[QuantBlock]) -> f32 {
 }
 
 /// Bytes are signed weights.
-fn isum_bytes(w: &[u8], q: &[i8]) -> i32 {
+fn isum_bytes(w: &[u8], q: &[i16]) -> i32 {
     w.iter()
         .zip(q)
         .map(|(&w, &q)| i32::from(w as i8) * i32::from(q))
@@ -107,7 +100,7 @@ fn isum_bytes(w: &[u8], q: &[i8]) -> i32 {
 }
 
 /// Low nibbles are elements 0..16 of a block, high nibbles 16..32.
-fn isum_nibbles(w: &[u8], q: &[i8]) -> i32 {
+fn isum_nibbles(w: &[u8], q: &[i16]) -> i32 {
     let (low, high) = q.split_at(BLOCK / 2);
     let products = w.iter().zip(low.iter().zip(high));
     products

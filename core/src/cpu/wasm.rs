@@ -181,19 +181,15 @@ fn quantize_row(x: &[f32], out: &mut [QuantBlock]) {
         let x =
             [0, 1, 2, 3, 4, 5, 6, 7].map(|i| unsafe { v128_load(x.as_ptr().add(4 * i).cast()) });
         let amax = max_magnitude(x);
-        block.scale = f16::from_f32(amax / 127.0).to_f32();
-        if !(block.scale > 0.0 && block.scale.is_finite()) {
-            (block.q, block.sum) = ([0; BLOCK], 0);
+        let Some(inverse) = block.scale_by(amax) else {
             continue;
-        }
-        let inverse = f32x4_splat(127.0 / amax);
+        };
+        let inverse = f32x4_splat(inverse);
         let q = x.map(|x| i32x4_trunc_sat_f32x4(f32x4_nearest(f32x4_mul(x, inverse))));
-        let pairs = [0, 2, 4, 6].map(|i| i16x8_narrow_i32x4(q[i], q[i + 1]));
-        let bytes = [0, 2].map(|i| i8x16_narrow_i16x8(pairs[i], pairs[i + 1]));
-        // SAFETY: two stores of sixteen fill the block.
-        unsafe {
-            v128_store(block.q.as_mut_ptr().cast(), bytes[0]);
-            v128_store(block.q.as_mut_ptr().add(16).cast(), bytes[1]);
+        for (i, out) in block.q.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let narrow = i16x8_narrow_i32x4(q[2 * i], q[2 * i + 1]);
+            // SAFETY: a store of eight.
+            unsafe { v128_store(out.as_mut_ptr().cast(), narrow) }
         }
         let sums = q
             .into_iter()
@@ -338,7 +334,6 @@ fn matmul_blocks<W: Weight>(
 ) {
     let whole = rows.start + rows.len() / ROWS * ROWS;
     let prefill = x.n_rows >= TOKENS;
-    widen(x, &mut scratch.x);
     for r in (rows.start..whole).step_by(ROWS) {
         let blocks = crate::quant::blocks::<W>(&w.bytes[r * w.row_bytes..][..ROWS * w.row_bytes]);
         let mut out = out.narrow(r - rows.start..r - rows.start + ROWS);
@@ -355,11 +350,7 @@ fn matmul_blocks<W: Weight>(
             }
         } else {
             for t in 0..x.n_rows {
-                let y = dot_rows(
-                    blocks,
-                    x.quant_row(t),
-                    &scratch.x[t * x.n_cols..][..x.n_cols],
-                );
+                let y = dot_rows(blocks, x.quant_row(t));
                 // SAFETY: the narrowed rows hold four.
                 unsafe { v128_store(out.row_mut(t).as_mut_ptr().cast(), y) }
             }
@@ -368,16 +359,6 @@ fn matmul_blocks<W: Weight>(
     for t in 0..x.n_rows {
         for r in whole..rows.end {
             out.row_mut(t)[r - rows.start] = scalar::dot(w, r, x, t);
-        }
-    }
-}
-
-/// All quantised activations as i16. [T, K]
-fn widen(x: &Activations, out: &mut Vec<i16>) {
-    out.resize(x.blocks.len() * BLOCK, 0);
-    for (block, out) in x.blocks.iter().zip(out.as_chunks_mut::<BLOCK>().0) {
-        for (out, &q) in out.iter_mut().zip(&block.q) {
-            *out = i16::from(q);
         }
     }
 }
@@ -391,17 +372,13 @@ fn halves<W>(blocks: &[W], n_blocks: usize, b: usize, field: impl Fn(&W) -> [u8;
 
 /// W (4, K) @ x (K) -> (4)
 #[inline(always)]
-fn dot_rows<W: Weight>(blocks: &[W], x: &[QuantBlock], x16: &[i16]) -> v128 {
+fn dot_rows<W: Weight>(blocks: &[W], x: &[QuantBlock]) -> v128 {
     let n_blocks = x.len();
-    assert!(
-        blocks.len() == ROWS * n_blocks && x16.len() == n_blocks * BLOCK,
-        "as wide as the matrix"
-    );
+    assert_eq!(blocks.len(), ROWS * n_blocks, "as wide as the matrix");
     let mut acc = f32x4_splat(0.0);
     for (b, x) in x.iter().enumerate() {
         // SAFETY: four loads of eight stay within the block.
-        let q =
-            [0, 8, 16, 24].map(|i| unsafe { v128_load(x16.as_ptr().add(b * BLOCK + i).cast()) });
+        let q = [0, 8, 16, 24].map(|i| unsafe { v128_load(x.q.as_ptr().add(i).cast()) });
         let isums = [0, 1, 2, 3].map(|i| {
             let w = blocks[i * n_blocks + b].unpack();
             let products = |j: usize| i32x4_dot_i16x8(w[j], q[j]);
@@ -423,14 +400,14 @@ fn dot_rows<W: Weight>(blocks: &[W], x: &[QuantBlock], x16: &[i16]) -> v128 {
     acc
 }
 
-/// `acc + isum * (d * d16)`, for four rows.
+/// `acc + isum * (d * x.d)`, for four rows.
 #[inline(always)]
 fn accumulate(acc: v128, isum: v128, d: v128, x: &QuantBlock) -> v128 {
     let scale = f32x4_mul(d, f32x4_splat(x.scale));
     f32x4_add(acc, f32x4_mul(f32x4_convert_i32x4(isum), scale))
 }
 
-/// `acc + m * (d16 * sum)`, for four rows.
+/// `acc + m * (x.d * sum)`, for four rows.
 #[inline(always)]
 fn accumulate_min(acc: v128, m: v128, x: &QuantBlock) -> v128 {
     f32x4_add(acc, f32x4_mul(m, f32x4_splat(x.scale * x.sum as f32)))
@@ -504,10 +481,7 @@ fn dot_tile<W: Weight, const T: usize>(
     out: &mut Columns<'_>,
 ) {
     let n_blocks = x.n_cols / BLOCK;
-    assert!(
-        scratch.tile.len() == n_blocks * ROWS * BLOCK && scratch.x.len() == x.n_rows * x.n_cols,
-        "unpacked"
-    );
+    assert_eq!(scratch.tile.len(), n_blocks * ROWS * BLOCK, "unpacked");
     let blocks = &x.blocks[first * n_blocks..][..T * n_blocks];
     let mut acc = [f32x4_splat(0.0); T];
     for b in 0..n_blocks {
@@ -515,11 +489,11 @@ fn dot_tile<W: Weight, const T: usize>(
         // SAFETY: indices stay below the lengths checked.
         let (d, m) = unsafe {
             let tile = scratch.tile.as_ptr().add(b * ROWS * BLOCK);
-            let x16 = scratch.x.as_ptr().add(first * x.n_cols + b * BLOCK);
             for pair in 0..BLOCK / 2 {
                 let w = v128_load(tile.add(pair * 2 * ROWS).cast());
                 for (t, isum) in isum.iter_mut().enumerate() {
-                    let x = v128_load32_splat(x16.add(t * x.n_cols + 2 * pair).cast());
+                    let q = blocks.get_unchecked(t * n_blocks + b).q.as_ptr();
+                    let x = v128_load32_splat(q.add(2 * pair).cast());
                     *isum = i32x4_add(*isum, i32x4_dot_i16x8(w, x));
                 }
             }

@@ -1,11 +1,10 @@
 // y = epilogue(W · norm(x)) for the last token of the step, W in blocks of 32 (`quant_blocks.wgsl`): decoding, and the
 // logits. Each workgroup normalises and quantises the row for itself: that costs a few percent and saves a dispatch.
 
-const CHUNK_BLOCKS: u32 = 128u;  // staged at a time: 5 KiB
+const CHUNK_BLOCKS: u32 = 64u;  // staged at a time: 8.5 KiB
 
-var<workgroup> staged_low: array<vec4<u32>, CHUNK_BLOCKS>;
-var<workgroup> staged_high: array<vec4<u32>, CHUNK_BLOCKS>;
-var<workgroup> staged_scale: array<vec2<f32>, CHUNK_BLOCKS>;
+var<workgroup> staged: array<vec4<f32>, 512>;  // [CHUNK_BLOCKS, 8]
+var<workgroup> staged_terms: array<vec2<f32>, CHUNK_BLOCKS>;
 
 @compute @workgroup_size(WG)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) tid: u32) {
@@ -21,17 +20,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let n_staged = min(CHUNK_BLOCKS, n_blocks - chunk);
         workgroupBarrier();
         for (var b = tid; b < n_staged; b = b + WG) {
-            let a = quantize_block(token, chunk + b, terms);
-            staged_low[b] = a.low;
-            staged_high[b] = a.high;
-            staged_scale[b] = vec2<f32>(a.scale, a.sum);
+            staged_terms[b] = stage_block(8u * b, token, chunk + b, terms);
         }
         workgroupBarrier();
         let first = rows * n_blocks + chunk;
         for (var b = lane; b < n_staged; b = b + LANES) {
-            let a = Activations(staged_low[b], staged_high[b], staged_scale[b].x, staged_scale[b].y);
-            sums.x = add_product(sums.x, read_block(first.x + b), a);
-            sums.y = add_product(sums.y, read_block(first.y + b), a);
+            sums.x = add_product(sums.x, read_block(first.x + b), 8u * b, staged_terms[b]);
+            sums.y = add_product(sums.y, read_block(first.y + b), 8u * b, staged_terms[b]);
         }
     }
     write_row(pair, lane, sums, tid);

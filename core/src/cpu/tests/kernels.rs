@@ -3,7 +3,7 @@
 use crate::{
     cpu::{
         Isa,
-        kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
+        kernels::{ACTIVATION_MAX, Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
         pool::Columns,
         scalar,
         weights::Matrix,
@@ -212,10 +212,16 @@ fn quantised_activations_agree() {
         }
         rows.push(vec![special; 32]);
     }
-    // Exact halves after scaling by 1: amax is 127.
+    // Exact halves after scaling by 1: amax is the largest quantised value.
     rows.push(
         (0..32)
-            .map(|i| if i == 0 { 127.0 } else { i as f32 - 16.5 })
+            .map(|i| {
+                if i == 0 {
+                    ACTIVATION_MAX
+                } else {
+                    i as f32 - 16.5
+                }
+            })
             .collect(),
     );
     for row in &rows {
