@@ -19,6 +19,8 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum What {
     Cpu(CpuArgs),
+    #[cfg(feature = "train")]
+    Train(crate::train::bench::BenchArgs),
 }
 
 /// Measure the CPU engine: prefill, decode from an empty context, decode behind the prompt
@@ -65,7 +67,14 @@ struct Report {
 /// # Errors
 /// When the model does not load, or its context does not hold the tokens.
 pub fn run(args: &Args) -> Result<()> {
-    let What::Cpu(args) = &args.what;
+    match &args.what {
+        What::Cpu(args) => run_cpu(args),
+        #[cfg(feature = "train")]
+        What::Train(args) => crate::train::bench::run(args),
+    }
+}
+
+fn run_cpu(args: &CpuArgs) -> Result<()> {
     let report = bench_cpu(args)?;
     if args.json {
         return print_json(&report);

@@ -25,6 +25,8 @@ struct Cli {
 enum Command {
     Doctor(doctor::Args),
     Pull(pull::Args),
+    #[cfg(feature = "train")]
+    Train(crate::train::TrainArgs),
     Eval(eval::Args),
     Export(export::Args),
     Generate(generate::Args),
@@ -51,6 +53,8 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Doctor(args) => doctor::run(args),
         Command::Pull(args) => pull::run(args),
+        #[cfg(feature = "train")]
+        Command::Train(args) => crate::train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Export(args) => export::run(args),
         Command::Generate(args) => generate::run(args),

@@ -6,6 +6,7 @@ use crate::{
     interrupt::Unfinished,
     output::UsageError,
     pull::source::{NAMED, nearest},
+    run,
 };
 use anyhow::{Context, Result, bail};
 use fledgling_core::{
@@ -162,6 +163,9 @@ fn open_folder(text: &str, folder: &Path) -> Result<Model> {
 /// # Errors
 /// When the folder is neither.
 pub fn folder_to_gguf(folder: &Path, target: &Path) -> Result<()> {
+    if run::is_run_folder(folder) {
+        return run::to_gguf(&run::load_run(folder)?, target);
+    }
     if !convert::is_model_folder(folder) {
         bail!(
             "{} holds no model: a run's folder or a folder of safetensors (config.json, tokenizer.json, model.safetensors) is needed",

@@ -6,12 +6,13 @@
 //! - `model.safetensors` (all weights, Hugging Face's names and layout) or `adapter.safetensors` (LoRA, PEFT's names);
 //! - `metrics.jsonl`, and `state.safetensors` for `--resume`.
 
+use crate::gguf_file;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use fledgling_core::{
     gguf::{Gguf, Header, Layout, Metadata, TensorDecl},
     quant::DType,
-    spec::{HfLayout, ModelSpec, TensorEntry, tensor_table},
+    spec::{HfLayout, ModelSpec, ROPE_FREQS, TensorEntry, tensor_table},
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
@@ -31,8 +32,6 @@ pub const HEADER_FILE: &str = "header.gguf";
 pub const MODEL_FILE: &str = "model.safetensors";
 /// Name of the file of a LoRA.
 pub const ADAPTER_FILE: &str = "adapter.safetensors";
-/// Where the frequency divisors of rotary positions go beside the weights.
-const ROPE_FREQS: &str = "rope_freqs.weight";
 
 /// What is known of a run beside its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -357,17 +356,49 @@ pub fn safetensors_contents(
     Ok((values, notes))
 }
 
-/// The bytes of `header.gguf`.
+/// Writes a run's model as a GGUF file of f32, replacing `target`.
 ///
 /// # Errors
-/// When the metadata cannot be a header.
-pub fn header_bytes(spec: &ModelSpec, metadata: Metadata) -> Result<Vec<u8>> {
+/// When the run lacks a tensor, or the disk is full.
+pub fn to_gguf(run: &Run, target: &Path) -> Result<()> {
+    let entries: BTreeMap<_, _> = tensor_table(&run.spec)
+        .into_iter()
+        .map(|entry| (entry.gguf.clone(), entry))
+        .collect();
+    let mut planned = f32_decls(&run.spec);
+    let freqs = run.spec.rope_freqs_tensor();
+    planned.extend(freqs.map(|freqs| TensorDecl {
+        name: ROPE_FREQS.to_owned(),
+        dtype: DType::F32,
+        shape: vec![freqs.len()],
+    }));
+    gguf_file::write(target, true, run.metadata.clone(), &planned, |decl| {
+        let values = match entries.get(&decl.name) {
+            Some(entry) => run.values(entry)?,
+            None => freqs.unwrap_or_default().to_vec(),
+        };
+        Ok(values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect())
+    })
+}
+
+fn f32_decls(spec: &ModelSpec) -> Vec<TensorDecl> {
     let decl = |entry: TensorEntry| TensorDecl {
         name: entry.gguf,
         dtype: DType::F32,
         shape: entry.shape,
     };
-    let layout = Layout::new(metadata, tensor_table(spec).into_iter().map(decl))?;
+    tensor_table(spec).into_iter().map(decl).collect()
+}
+
+/// The bytes of `header.gguf`.
+///
+/// # Errors
+/// When the metadata cannot be a header.
+pub fn header_bytes(spec: &ModelSpec, metadata: Metadata) -> Result<Vec<u8>> {
+    let layout = Layout::new(metadata, f32_decls(spec))?;
     let data_offset = layout.header().data_offset_bytes as usize;
     let mut bytes = Vec::new();
     drop(layout.write_to(&mut bytes)?);

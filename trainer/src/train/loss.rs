@@ -5,8 +5,11 @@
 //! hidden states and, where the matrix is trained, to it; then they are dropped. The gradient of the hidden states
 //! enters the backward pass through `sum(hidden * gradient)`, whose derivative it is.
 
-use super::model::{Batch, Transformer, ints, take_gradients, to_vec};
-use burn::tensor::{IndexingUpdateOp, Int, Tensor, activation};
+use super::{
+    kernels,
+    model::{Batch, Transformer, take_gradients, to_vec},
+};
+use burn::tensor::{Tensor, TensorData};
 use std::collections::BTreeMap;
 
 /// Rows of logits that are in memory at a time: at V = 49,152 a chunk is 48 MiB.
@@ -28,7 +31,7 @@ pub fn loss_sum(model: &Transformer, batch: &Batch) -> f64 {
     let hidden = model.hidden(batch).inner();
     let head = model.head().inner();
     chunks(batch)
-        .map(|(start, len)| chunk_loss(&hidden, &head, batch, start, len).0)
+        .map(|chunk| chunk_loss(&hidden, &head, batch, chunk, 1.0).0)
         .sum()
 }
 
@@ -40,15 +43,11 @@ pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f6
     let (inner, head) = (hidden.clone().inner(), head.inner());
     let (mut sum, mut d_hidden, mut d_head) = (0.0, Vec::new(), None::<Tensor<2>>);
     for (start, len) in chunks(batch) {
-        let (loss, probabilities, targets) = chunk_loss(&inner, &head, batch, start, len);
+        let (loss, d_logits) = chunk_loss(&inner, &head, batch, (start, len), scale);
         sum += loss;
-        let minus_one = Tensor::ones([len, 1], &probabilities.device()).neg();
-        let d_logits = probabilities
-            .scatter(1, targets, minus_one, IndexingUpdateOp::Add)
-            .mul_scalar(scale); // [m, V]
-        d_hidden.push(d_logits.clone().matmul(head.clone()));
         if head_trained {
             let d = d_logits
+                .clone()
                 .transpose()
                 .matmul(inner.clone().narrow(0, start, len)); // [V, C]
             d_head = Some(match d_head {
@@ -56,6 +55,7 @@ pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f6
                 None => d,
             });
         }
+        d_hidden.push(d_logits.matmul(head.clone()));
     }
     let surrogate = (hidden * Tensor::from_inner(Tensor::cat(d_hidden, 0))).sum();
     let mut gradients = take_gradients(model, surrogate.backward());
@@ -80,30 +80,27 @@ fn chunks(batch: &Batch) -> impl Iterator<Item = (usize, usize)> {
         .map(move |start| (start, CHUNK_ROWS.min(n - start)))
 }
 
-/// The loss of `len` rows from `start`, their probabilities [m, V] and targets [m, 1].
+/// The loss of `len` rows from `start`, and the gradient of `scale` times it with respect to their logits. [m, V]
 fn chunk_loss(
     hidden: &Tensor<2>,
     head: &Tensor<2>,
     batch: &Batch,
-    start: usize,
-    len: usize,
-) -> (f64, Tensor<2>, Tensor<2, Int>) {
+    (start, len): (usize, usize),
+    scale: f64,
+) -> (f64, Tensor<2>) {
     let logits = hidden
         .clone()
         .narrow(0, start, len)
         .matmul(head.clone().transpose());
-    let targets: Tensor<2, Int> =
-        ints(&batch.targets[start..start + len], &logits.device()).unsqueeze_dim(1);
-    let probabilities = activation::softmax(logits.clone(), 1);
-    // log p = logit - max - ln Σ exp(logit - max), and the largest probability is 1 / Σ exp(logit - max).
-    let max = to_vec(logits.clone().max_dim(1));
-    let largest = to_vec(probabilities.clone().max_dim(1));
-    let picked = to_vec(logits.gather(1, targets.clone()));
-    let rows = max.iter().zip(&largest).zip(&picked);
-    let loss = rows
-        .map(|((&max, &largest), &picked)| {
-            f64::from(max) - f64::from(largest).ln() - f64::from(picked)
-        })
-        .sum();
-    (loss, probabilities, targets)
+    let (shape, device) = (logits.dims(), logits.device());
+    let mut values = to_vec(logits);
+    let loss = kernels::cross_entropy(
+        &mut values,
+        &batch.targets[start..start + len],
+        scale as f32,
+    );
+    (
+        loss,
+        Tensor::from_data(TensorData::new(values, shape), &device),
+    )
 }

@@ -7,7 +7,7 @@
 //! Activations are `[N, C]` with N = B·T, so that every linear layer is one plain matrix product; only attention
 //! looks at `[B, H, T, D]`. Legend: B batch, T tokens, C n_embd, H heads, D head_dim, V vocabulary, M counted positions.
 
-use super::ops;
+use super::{kernels::Heads, ops};
 use anyhow::{Result, ensure};
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -62,7 +62,7 @@ pub struct Norm {
     /// [C]
     beta: Option<Param<Tensor<1>>>,
     #[module(skip)]
-    eps: f64,
+    eps: f32,
 }
 
 impl Norm {
@@ -211,7 +211,7 @@ impl Builder<'_> {
         Ok(Norm {
             gamma: self.vector(&format!("{name}.gamma"))?,
             beta,
-            eps: f64::from(spec.norm_eps),
+            eps: spec.norm_eps,
         })
     }
 
@@ -333,57 +333,13 @@ impl Transformer {
             let ids: Vec<u32> = (0..b).flat_map(|_| 0..t as u32).collect();
             x = x + positions.weight.val().select(0, ints(&ids, &device));
         }
-        let rope = ops::Rope::new(&self.spec, t, &device);
-        let mask = ops::causal_mask(t, self.spec.n_head / self.spec.n_kv_head, &device);
+        let heads = ops::heads(&self.spec, b, t);
         for block in &self.blocks {
-            x = self.attention(block, x, [b, t], rope.as_ref(), &mask);
+            x = attention(block, x, &heads);
             x = self.mlp(block, x);
         }
         self.output_norm
             .forward(x.select(0, ints(&batch.counted, &device)))
-    }
-
-    fn attention(
-        &self,
-        block: &Block,
-        x: Tensor<2>,
-        [b, t]: [usize; 2],
-        rope: Option<&ops::Rope>,
-        mask: &Tensor<4>,
-    ) -> Tensor<2> {
-        let (h, kv, d) = (self.spec.n_head, self.spec.n_kv_head, self.spec.head_dim);
-        let normed = block.attn_norm.forward(x.clone());
-        let (q, k, v) = match &block.attn_qkv {
-            Some(fused) => {
-                let qkv = fused.forward(normed); // [N, (H + 2 KV) D]
-                (
-                    qkv.clone().narrow(1, 0, h * d),
-                    qkv.clone().narrow(1, h * d, kv * d),
-                    qkv.narrow(1, (h + kv) * d, kv * d),
-                )
-            }
-            None => {
-                let project = |layer: &Option<Linear>| {
-                    layer
-                        .as_ref()
-                        .expect("a block has either a fused projection or all three")
-                        .forward(normed.clone())
-                };
-                (
-                    project(&block.attn_q),
-                    project(&block.attn_k),
-                    project(&block.attn_v),
-                )
-            }
-        };
-        let mut q = q.reshape([b, t, h, d]);
-        let mut k = k.reshape([b, t, kv, d]);
-        if let Some(rope) = rope {
-            q = rope.rotate(q);
-            k = rope.rotate(k);
-        }
-        let y = ops::attention(q, k, v.reshape([b, t, kv, d]), mask); // [N, H * D]
-        x + block.attn_output.forward(y)
     }
 
     fn mlp(&self, block: &Block, x: Tensor<2>) -> Tensor<2> {
@@ -396,6 +352,39 @@ impl Transformer {
         };
         x + block.ffn_down.forward(inner)
     }
+}
+
+/// The attention of a block, with the residual. [N, C] -> [N, C]
+fn attention(block: &Block, x: Tensor<2>, heads: &Heads) -> Tensor<2> {
+    let (q_width, kv_width) = (
+        heads.n_head * heads.head_dim,
+        heads.n_kv_head * heads.head_dim,
+    );
+    let normed = block.attn_norm.forward(x.clone());
+    let (q, k, v) = match &block.attn_qkv {
+        Some(fused) => {
+            let qkv = fused.forward(normed); // [N, (H + 2 KV) * D]
+            (
+                qkv.clone().narrow(1, 0, q_width),
+                qkv.clone().narrow(1, q_width, kv_width),
+                qkv.narrow(1, q_width + kv_width, kv_width),
+            )
+        }
+        None => {
+            let project = |layer: &Option<Linear>| {
+                layer
+                    .as_ref()
+                    .expect("a block has either a fused projection or all three")
+                    .forward(normed.clone())
+            };
+            (
+                project(&block.attn_q),
+                project(&block.attn_k),
+                project(&block.attn_v),
+            )
+        }
+    };
+    x + block.attn_output.forward(ops::attention(q, k, v, heads))
 }
 
 /// Token ids as a tensor. [n]

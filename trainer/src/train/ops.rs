@@ -1,117 +1,285 @@
-//! The operations between the matrix products, by Burn's tensor operations. Shapes as in [`super::model`].
+//! The operations between the matrix products as operations of Burn's with a backward pass of their own: [`kernels`] on
+//! the CPU, through Burn's extension points. Shapes as in [`super::model`].
 
-use burn::tensor::{Device, Tensor, TensorData, activation};
+use super::kernels::{self, Heads};
+use burn::{
+    backend::{
+        Autodiff, Backend, Dispatch, Flex,
+        autodiff::{
+            checkpoint::{base::Checkpointer, strategy::CheckpointStrategy},
+            grads::Gradients,
+            ops::{Backward, Ops, OpsKind},
+        },
+        backend_extension,
+        tensor::FloatTensor,
+    },
+    tensor::{Tensor, TensorData},
+};
 use fledgling_core::spec::{ModelSpec, Position};
 
+/// What an operation computes.
+#[derive(Debug, Clone)]
+pub enum Op {
+    /// x [N, C], gamma [C]
+    RmsNorm {
+        /// Added to the mean square.
+        eps: f32,
+    },
+    /// x [N, C], gamma [C], beta [C]
+    LayerNorm {
+        /// Added to the variance.
+        eps: f32,
+    },
+    /// gate, up
+    SwiGlu,
+    /// x
+    Gelu,
+    /// q [N, H * D], k [N, KV * D], v [N, KV * D]
+    Attention(Heads),
+}
+
+/// Operations by the number of their inputs; the output has the shape of the first.
+#[backend_extension(Flex, Autodiff)]
+pub trait FusedOps: Backend {
+    /// One input.
+    fn fused1(a: FloatTensor<Self>, op: Op) -> FloatTensor<Self>;
+    /// Two inputs.
+    fn fused2(a: FloatTensor<Self>, b: FloatTensor<Self>, op: Op) -> FloatTensor<Self>;
+    /// Three inputs.
+    fn fused3(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        op: Op,
+    ) -> FloatTensor<Self>;
+}
+
+/// A backend that has the operations, forward and backward.
+pub trait Kernels: Backend {
+    /// The output for `inputs`.
+    fn forward<const N: usize>(op: &Op, inputs: [FloatTensor<Self>; N]) -> FloatTensor<Self>;
+    /// The gradients of those inputs that are `wanted`, from that of the output.
+    fn backward<const N: usize>(
+        op: &Op,
+        inputs: [FloatTensor<Self>; N],
+        dy: FloatTensor<Self>,
+        wanted: [bool; N],
+    ) -> [Option<FloatTensor<Self>>; N];
+}
+
+impl FusedOps for Flex {
+    fn fused1(a: FloatTensor<Self>, op: Op) -> FloatTensor<Self> {
+        <Self as Kernels>::forward(&op, [a])
+    }
+    fn fused2(a: FloatTensor<Self>, b: FloatTensor<Self>, op: Op) -> FloatTensor<Self> {
+        <Self as Kernels>::forward(&op, [a, b])
+    }
+    fn fused3(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        op: Op,
+    ) -> FloatTensor<Self> {
+        <Self as Kernels>::forward(&op, [a, b, c])
+    }
+}
+
+impl<B: Kernels, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
+    fn fused1(a: FloatTensor<Self>, op: Op) -> FloatTensor<Self> {
+        tracked::<B, C, 1>([a], op)
+    }
+    fn fused2(a: FloatTensor<Self>, b: FloatTensor<Self>, op: Op) -> FloatTensor<Self> {
+        tracked::<B, C, 2>([a, b], op)
+    }
+    fn fused3(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        op: Op,
+    ) -> FloatTensor<Self> {
+        tracked::<B, C, 3>([a, b, c], op)
+    }
+}
+
+/// The backward step of an operation.
+#[derive(Debug)]
+struct FusedBackward;
+
+impl<B: Kernels, const N: usize> Backward<B, N> for FusedBackward {
+    type State = ([FloatTensor<B>; N], Op);
+
+    fn backward(
+        self,
+        ops: Ops<Self::State, N>,
+        grads: &mut Gradients,
+        _checkpointer: &mut Checkpointer,
+    ) {
+        let dy = grads.consume::<B>(&ops.node);
+        let (inputs, op) = ops.state;
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let gradients = <B as Kernels>::backward(&op, inputs, dy, wanted);
+        for (parent, gradient) in ops.parents.iter().zip(gradients) {
+            if let (Some(parent), Some(gradient)) = (parent, gradient) {
+                grads.register::<B>(parent.id, gradient);
+            }
+        }
+    }
+}
+
+fn tracked<B: Kernels, C: CheckpointStrategy, const N: usize>(
+    inputs: [FloatTensor<Autodiff<B, C>>; N],
+    op: Op,
+) -> FloatTensor<Autodiff<B, C>> {
+    let nodes = inputs.each_ref().map(|input| input.node());
+    let values = inputs.map(|input| input.into_primitive());
+    match FusedBackward.prepare::<C>(nodes).compute_bound().stateful() {
+        OpsKind::Tracked(prep) => {
+            let output = <B as Kernels>::forward(&op, values.clone());
+            prep.finish((values, op), output)
+        }
+        OpsKind::UnTracked(prep) => prep.finish(<B as Kernels>::forward(&op, values)),
+    }
+}
+
+type FlexTensor = FloatTensor<Flex>;
+
+/// The values of a contiguous tensor.
+fn slice(tensor: &FlexTensor) -> &[f32] {
+    tensor
+        .as_slice::<f32>()
+        .expect("the tensor was made contiguous, and float tensors are f32 here")
+}
+
+fn tensor(values: Vec<f32>, like: &FlexTensor) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, like.layout().shape().clone()))
+}
+
+impl Kernels for Flex {
+    fn forward<const N: usize>(op: &Op, inputs: [FlexTensor; N]) -> FlexTensor {
+        let inputs = inputs.map(|input| input.to_contiguous());
+        let x = inputs.each_ref().map(slice);
+        let y = match op {
+            Op::RmsNorm { eps } => kernels::rms_norm(x[0], x[1], *eps),
+            Op::LayerNorm { eps } => kernels::layer_norm(x[0], x[1], x[2], *eps),
+            Op::SwiGlu => kernels::swiglu(x[0], x[1]),
+            Op::Gelu => kernels::gelu(x[0]),
+            Op::Attention(heads) => kernels::attention(x[0], x[1], x[2], heads),
+        };
+        tensor(y, &inputs[0])
+    }
+
+    fn backward<const N: usize>(
+        op: &Op,
+        inputs: [FlexTensor; N],
+        dy: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N] {
+        let (inputs, dy) = (
+            inputs.map(|input| input.to_contiguous()),
+            dy.to_contiguous(),
+        );
+        let (x, dy) = (inputs.each_ref().map(slice), slice(&dy));
+        let want = |idx: usize| wanted[idx];
+        let gradients: Vec<Option<Vec<f32>>> = match op {
+            Op::RmsNorm { eps } => vec![
+                want(0).then(|| kernels::rms_norm_dx(x[0], x[1], dy, *eps)),
+                want(1).then(|| kernels::rms_norm_dgamma(x[0], dy, x[1].len(), *eps)),
+            ],
+            Op::LayerNorm { eps } => vec![
+                want(0).then(|| kernels::layer_norm_dx(x[0], x[1], dy, *eps)),
+                want(1).then(|| kernels::layer_norm_dgamma(x[0], dy, x[1].len(), *eps)),
+                want(2).then(|| kernels::sum_over_rows(dy, x[2].len())),
+            ],
+            Op::SwiGlu => {
+                let (d_gate, d_up) = kernels::swiglu_backward(x[0], x[1], dy);
+                vec![Some(d_gate), Some(d_up)]
+            }
+            Op::Gelu => vec![Some(kernels::gelu_backward(x[0], dy))],
+            Op::Attention(heads) => kernels::attention_backward(x[0], x[1], x[2], dy, heads)
+                .map(Some)
+                .into(),
+        };
+        let mut gradients = gradients.into_iter();
+        inputs.each_ref().map(|input| {
+            gradients
+                .next()
+                .flatten()
+                .map(|values| tensor(values, input))
+        })
+    }
+}
+
 /// `x / rms(x) * gamma`. [N, C]
-pub fn rms_norm(x: Tensor<2>, gamma: Tensor<1>, eps: f64) -> Tensor<2> {
-    let inverse = (x.clone() * x.clone())
-        .mean_dim(1)
-        .add_scalar(eps)
-        .sqrt()
-        .recip(); // [N, 1]
-    x * inverse * gamma.unsqueeze()
+pub fn rms_norm(x: Tensor<2>, gamma: Tensor<1>, eps: f32) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::fused2(
+        x.into_dispatch(),
+        gamma.into_dispatch(),
+        Op::RmsNorm { eps },
+    ))
 }
 
 /// `(x - mean) / std * gamma + beta`. [N, C]
-pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, eps: f64) -> Tensor<2> {
-    let centred = x.clone() - x.mean_dim(1);
-    let inverse = (centred.clone() * centred.clone())
-        .mean_dim(1)
-        .add_scalar(eps)
-        .sqrt()
-        .recip(); // [N, 1]
-    centred * inverse * gamma.unsqueeze() + beta.unsqueeze()
+pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, eps: f32) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::fused3(
+        x.into_dispatch(),
+        gamma.into_dispatch(),
+        beta.into_dispatch(),
+        Op::LayerNorm { eps },
+    ))
 }
 
 /// `silu(gate) * up`.
 pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-    gate.clone() * activation::sigmoid(gate) * up
+    Tensor::from_dispatch(Dispatch::fused2(
+        gate.into_dispatch(),
+        up.into_dispatch(),
+        Op::SwiGlu,
+    ))
 }
 
-/// The tanh form of GELU, `0.5 x (1 + tanh(√(2/π) (x + 0.044715 x³)))`, which is `x · sigmoid` of twice the inner term.
+/// The tanh form of GELU.
 pub fn gelu(x: Tensor<2>) -> Tensor<2> {
-    let twice_sqrt_2_over_pi = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
-    let inner = x.clone()
-        * (x.clone() * x.clone())
-            .mul_scalar(0.044_715 * twice_sqrt_2_over_pi)
-            .add_scalar(twice_sqrt_2_over_pi);
-    x * activation::sigmoid(inner)
+    Tensor::from_dispatch(Dispatch::fused1(x.into_dispatch(), Op::Gelu))
 }
 
-/// Cosines and sines of rotary positions. [1, T, 1, D/2, 1]
-#[derive(Debug)]
-pub struct Rope {
-    cos: Tensor<5>,
-    sin: Tensor<5>,
+/// Causal attention with rotary positions and grouped heads: q [N, H * D], k and v [N, KV * D] -> [N, H * D].
+pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, heads: &Heads) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::fused3(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        Op::Attention(heads.clone()),
+    ))
 }
 
-impl Rope {
-    /// The table for `n_tokens` positions, or `None` for a model without rotary positions.
-    pub fn new(spec: &ModelSpec, n_tokens: usize, device: &Device) -> Option<Self> {
-        let Position::Rope {
+/// The extents of a batch's attention, with the rotations of its positions.
+pub fn heads(spec: &ModelSpec, n_rows: usize, n_tokens: usize) -> Heads {
+    let rotations = match &spec.position {
+        Position::Rope {
             base,
             dim,
             freq_factors,
-        } = &spec.position
-        else {
-            return None;
-        };
-        let half = dim / 2;
-        let angle = |t: usize, i: usize| {
-            let factor = freq_factors.get(i).map_or(1.0, |&factor| f64::from(factor));
-            t as f64 * f64::from(*base).powf(-2.0 * i as f64 / *dim as f64) / factor
-        };
-        let table = |f: fn(f64) -> f64| {
-            let values: Vec<f32> = (0..n_tokens)
-                .flat_map(|t| (0..half).map(move |i| (t, i)))
-                .map(|(t, i)| f(angle(t, i)) as f32)
-                .collect();
-            Tensor::from_data(TensorData::new(values, [1, n_tokens, 1, half, 1]), device)
-        };
-        Some(Self {
-            cos: table(f64::cos),
-            sin: table(f64::sin),
-        })
+        } => {
+            let angle = |t: usize, i: usize| {
+                let factor = freq_factors.get(i).map_or(1.0, |&factor| f64::from(factor));
+                t as f64 * f64::from(*base).powf(-2.0 * i as f64 / *dim as f64) / factor
+            };
+            let rotation = |t: usize, i: usize| {
+                let (sin, cos) = angle(t, i).sin_cos();
+                (cos as f32, sin as f32)
+            };
+            (0..n_tokens)
+                .flat_map(|t| (0..dim / 2).map(move |i| rotation(t, i)))
+                .collect()
+        }
+        _ => [].into(),
+    };
+    Heads {
+        n_rows,
+        n_tokens,
+        n_head: spec.n_head,
+        n_kv_head: spec.n_kv_head,
+        head_dim: spec.head_dim,
+        rotations,
     }
-
-    /// Rotates neighbours (2i, 2i+1). [B, T, H, D]
-    pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        let [b, t, h, d] = x.dims();
-        let pairs = x.reshape([b, t, h, d / 2, 2]);
-        let (even, odd) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1)); // [B, T, H, D/2, 1]
-        let rotated_even = even.clone() * self.cos.clone() - odd.clone() * self.sin.clone();
-        let rotated_odd = even * self.sin.clone() + odd * self.cos.clone();
-        Tensor::cat(vec![rotated_even, rotated_odd], 4).reshape([b, t, h, d])
-    }
-}
-
-/// What is added to the scores so that no position sees a later one. Padding stands on the right, so it needs no
-/// mask of its own. `group` query heads share a key head. [1, 1, group * T, T]
-pub fn causal_mask(n_tokens: usize, group: usize, device: &Device) -> Tensor<4> {
-    let row = |t: usize| (0..n_tokens).map(move |s| if s <= t { 0.0 } else { f32::NEG_INFINITY });
-    let values: Vec<f32> = (0..group)
-        .flat_map(|_| (0..n_tokens).flat_map(row))
-        .collect();
-    Tensor::from_data(
-        TensorData::new(values, [1, 1, group * n_tokens, n_tokens]),
-        device,
-    )
-}
-
-/// Causal attention with grouped heads: q [B, T, H, D], k and v [B, T, KV, D] -> [N, H * D].
-pub fn attention(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, mask: &Tensor<4>) -> Tensor<2> {
-    let [b, t, h, d] = q.dims();
-    let kv = k.dims()[2];
-    let group = h / kv;
-    // The query heads of one key head stand under each other, so that keys and values are not repeated.
-    let q = q
-        .swap_dims(1, 2)
-        .mul_scalar(1.0 / (d as f64).sqrt())
-        .reshape([b, kv, group * t, d]);
-    let scores = q.matmul(k.permute([0, 2, 3, 1])) + mask.clone(); // [B, KV, group * T, T]
-    let y = activation::softmax(scores, 3).matmul(v.swap_dims(1, 2)); // [B, KV, group * T, D]
-    y.reshape([b, h, t, d])
-        .swap_dims(1, 2)
-        .reshape([b * t, h * d])
 }

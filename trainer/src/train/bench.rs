@@ -1,0 +1,177 @@
+//! `fledgling bench train`: how fast a GPT-2 of a given size trains here, on random tokens.
+
+use super::{
+    config::{FamilyName, ModelConfig},
+    loss::loss_and_gradients,
+    model::{Batch, Transformer},
+    optim::{AdamW, AdamWConfig},
+    set_threads, start,
+};
+use crate::output::{print, print_json};
+use anyhow::{Result, ensure};
+use burn::tensor::Device;
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng, SeedableRng},
+};
+use serde::Serialize;
+use std::time::Instant;
+
+/// Train a GPT-2 of this size on random tokens and measure
+#[derive(Debug, Clone, clap::Args)]
+#[command(
+    after_help = "Example:\n  fledgling bench train --layers 6 --width 384 --heads 6 --ctx 256 --vocab 8192 --batch 8 --steps 5 --threads 2 --json\n\n\
+    The first step is not timed. step_ms is the median; loss is that of the last step, all of them on the same batch."
+)]
+pub struct BenchArgs {
+    /// Blocks
+    #[arg(long, default_value_t = 6)]
+    pub layers: usize,
+    /// Width of the residual stream
+    #[arg(long, default_value_t = 384)]
+    pub width: usize,
+    /// Heads
+    #[arg(long, default_value_t = 6)]
+    pub heads: usize,
+    /// Tokens in a row
+    #[arg(long, default_value_t = 256)]
+    pub ctx: usize,
+    /// Vocabulary
+    #[arg(long, default_value_t = 8192)]
+    pub vocab: usize,
+    /// Rows in a batch
+    #[arg(long, default_value_t = 8)]
+    pub batch: usize,
+    /// Timed steps
+    #[arg(long, default_value_t = 5)]
+    pub steps: usize,
+    /// Threads; 0 takes all cores
+    #[arg(long, default_value_t = 0)]
+    pub threads: usize,
+    /// Where to compute
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: BenchDevice,
+    /// Print one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Devices of this build.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BenchDevice {
+    /// Burn's flex backend
+    Cpu,
+}
+
+/// What was measured.
+#[derive(Debug, Clone, Serialize)]
+pub struct BenchReport {
+    /// Positions trained on in a second.
+    pub tokens_per_s: f64,
+    /// Median time of a step.
+    pub step_ms: f64,
+    /// Peak memory of the process.
+    pub peak_mib: Option<f64>,
+    /// Loss of the last step.
+    pub loss: f64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// Sizes that do not fit each other, by name.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let report = measure(args)?;
+    if args.json {
+        return print_json(&report);
+    }
+    let peak = report
+        .peak_mib
+        .map_or_else(|| "unknown".to_owned(), |mib| format!("{mib:.0} MiB"));
+    print(&format!(
+        "{}\n  {:9.1} tokens/s\n  {:9.1} ms a step\n  peak memory {peak}\n  loss {:.4}\n",
+        crate::bench::machine(),
+        report.tokens_per_s,
+        report.step_ms,
+        report.loss
+    ))
+}
+
+/// Measures; nothing is printed.
+///
+/// # Errors
+/// Sizes that do not fit each other, by name.
+pub fn measure(args: &BenchArgs) -> Result<BenchReport> {
+    ensure!(
+        args.heads >= 1 && args.width.is_multiple_of(args.heads),
+        "--heads {}: must divide --width {}",
+        args.heads,
+        args.width
+    );
+    ensure!(
+        args.layers >= 1 && args.ctx >= 2 && args.vocab >= 2 && args.batch >= 1 && args.steps >= 1,
+        "every size is at least 1, --ctx and --vocab at least 2"
+    );
+    set_threads(args.threads);
+    let config = ModelConfig {
+        family: FamilyName::Gpt2,
+        layers: args.layers,
+        width: args.width,
+        heads: args.heads,
+        kv_heads: None,
+        ff: None,
+        ctx: args.ctx,
+    };
+    let spec = start::spec_of(&config, args.vocab);
+    spec.validate()?;
+    let mut model = Transformer::new(
+        &spec,
+        start::random_parameters(&spec, 1),
+        None,
+        &Device::flex().autodiff(),
+    )?;
+    let mut optimizer = AdamW::new(AdamWConfig {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.01,
+    });
+    let batch = random_batch(args);
+    let (mut times_ms, mut loss) = (Vec::new(), 0.0);
+    for step in 0..=args.steps {
+        let started = Instant::now();
+        let (sum, mut gradients) =
+            loss_and_gradients(&model, &batch, 1.0 / batch.counted.len() as f64);
+        model = optimizer.step(model, &mut gradients, 1e-3);
+        loss = sum / batch.counted.len() as f64;
+        if step > 0 {
+            times_ms.push(started.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    ensure!(loss.is_finite(), "the loss is {loss}");
+    times_ms.sort_by(f64::total_cmp);
+    let step_ms = times_ms[times_ms.len() / 2];
+    Ok(BenchReport {
+        tokens_per_s: (args.batch * args.ctx) as f64 / step_ms * 1e3,
+        step_ms,
+        peak_mib: crate::bench::peak_rss_mib(),
+        loss,
+    })
+}
+
+fn random_batch(args: &BenchArgs) -> Batch {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let n = args.batch * args.ctx;
+    let mut tokens = || {
+        (0..n)
+            .map(|_| (rng.next_u64() % args.vocab as u64) as u32)
+            .collect()
+    };
+    Batch {
+        tokens: tokens(),
+        n_rows: args.batch,
+        n_tokens: args.ctx,
+        counted: (0..n as u32).collect(),
+        targets: tokens(),
+    }
+}

@@ -1,0 +1,610 @@
+//! The operations between the matrix products on slices, forward and backward, for the CPU.
+//!
+//! Burn's own operations are one pass over memory each, on one thread, with the C library's `exp`; these are one pass in
+//! all, over rows in parallel. Results do not depend on the number of threads: rows are independent, and sums over rows
+//! go in blocks of fixed size, in order.
+
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Rows whose contributions to a parameter's gradient are summed by one task.
+const ROWS_PER_SUM: usize = 64;
+/// Lanes of a dot product: what the compiler turns into vectors.
+const LANES: usize = 8;
+/// `sqrt(2 / pi)` and the cubic coefficient of GELU's tanh form (Hendrycks and Gimpel, 2016).
+const GELU_SCALE: f32 = 0.797_884_6;
+const GELU_CUBIC: f32 = 0.044_715;
+
+/// `e^x` within 2 ulp for |x| < 87, without branches so that loops over it become vector code (Cephes, `expf.c`).
+#[inline(always)]
+fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 · 2^23: adding it rounds to an integer, which then stands in the low bits
+    let x = x.clamp(-87.0, 88.0);
+    let rounded = x * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
+    let r = (x - n * 0.693_359_375) - n * -2.121_944_4e-4;
+    let p = ((((1.987_569_1e-4 * r + 1.398_2e-3) * r + 8.333_452e-3) * r + 4.166_579_6e-2) * r
+        + 1.666_666_5e-1)
+        * r
+        + 5.000_000_1e-1;
+    let y = p * (r * r) + r + 1.0;
+    y * f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23))
+}
+
+#[inline(always)]
+fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `Σ f(i)` in lanes.
+#[inline(always)]
+fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let whole = n / LANES * LANES;
+    for start in (0..whole).step_by(LANES) {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += f(start + lane);
+        }
+    }
+    let tail: f32 = (whole..n).map(&f).sum();
+    lanes.iter().sum::<f32>() + tail
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let (a_chunks, a_tail) = a.as_chunks::<LANES>();
+    let (b_chunks, b_tail) = b.as_chunks::<LANES>();
+    for (a, b) in a_chunks.iter().zip(b_chunks) {
+        for lane in 0..LANES {
+            lanes[lane] += a[lane] * b[lane];
+        }
+    }
+    let tail: f32 = a_tail.iter().zip(b_tail).map(|(a, b)| a * b).sum();
+    lanes.iter().sum::<f32>() + tail
+}
+
+/// `y += a x`
+#[inline(always)]
+fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y += a * x;
+    }
+}
+
+/// Sums `add(row, total)` over rows in blocks of fixed size. -> [width]
+fn sum_rows(n_rows: usize, width: usize, add: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    let blocks: Vec<Vec<f32>> = (0..n_rows.div_ceil(ROWS_PER_SUM))
+        .into_par_iter()
+        .map(|block| {
+            let mut total = vec![0.0; width];
+            for row in block * ROWS_PER_SUM..((block + 1) * ROWS_PER_SUM).min(n_rows) {
+                add(row, &mut total);
+            }
+            total
+        })
+        .collect();
+    let mut total = vec![0.0; width];
+    for block in &blocks {
+        axpy(1.0, block, &mut total);
+    }
+    total
+}
+
+/// RMSNorm. x [N, C], gamma [C]
+pub fn rms_norm(x: &[f32], gamma: &[f32], eps: f32) -> Vec<f32> {
+    let c = gamma.len();
+    let mut y = vec![0.0; x.len()];
+    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(|(y, x)| {
+        let inverse = inverse_rms(x, eps);
+        for i in 0..c {
+            y[i] = x[i] * inverse * gamma[i];
+        }
+    });
+    y
+}
+
+fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
+}
+
+/// dx [N, C] of RMSNorm.
+pub fn rms_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32> {
+    let c = gamma.len();
+    let mut dx = vec![0.0; x.len()];
+    dx.par_chunks_mut(c)
+        .zip(x.par_chunks(c))
+        .zip(dy.par_chunks(c))
+        .for_each(|((dx, x), dy)| {
+            let inverse = inverse_rms(x, eps);
+            let along = sum(c, |i| x[i] * gamma[i] * dy[i]) * inverse * inverse / c as f32;
+            for i in 0..c {
+                dx[i] = inverse * (gamma[i] * dy[i] - x[i] * along);
+            }
+        });
+    dx
+}
+
+/// dgamma [C] of RMSNorm.
+pub fn rms_norm_dgamma(x: &[f32], dy: &[f32], c: usize, eps: f32) -> Vec<f32> {
+    sum_rows(x.len() / c, c, |row, total| {
+        let (x, dy) = (&x[row * c..][..c], &dy[row * c..][..c]);
+        let inverse = inverse_rms(x, eps);
+        for i in 0..c {
+            total[i] += dy[i] * x[i] * inverse;
+        }
+    })
+}
+
+/// Mean and 1 / standard deviation.
+fn moments(x: &[f32], eps: f32) -> (f32, f32) {
+    let n = x.len() as f32;
+    let mean = sum(x.len(), |i| x[i]) / n;
+    let variance = sum(x.len(), |i| (x[i] - mean) * (x[i] - mean)) / n;
+    (mean, 1.0 / (variance + eps).sqrt())
+}
+
+/// LayerNorm. x [N, C], gamma and beta [C]
+pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Vec<f32> {
+    let c = gamma.len();
+    let mut y = vec![0.0; x.len()];
+    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(|(y, x)| {
+        let (mean, inverse) = moments(x, eps);
+        for i in 0..c {
+            y[i] = (x[i] - mean) * inverse * gamma[i] + beta[i];
+        }
+    });
+    y
+}
+
+/// dx [N, C] of LayerNorm.
+pub fn layer_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32> {
+    let c = gamma.len();
+    let mut dx = vec![0.0; x.len()];
+    dx.par_chunks_mut(c)
+        .zip(x.par_chunks(c))
+        .zip(dy.par_chunks(c))
+        .for_each(|((dx, x), dy)| {
+            let (mean, inverse) = moments(x, eps);
+            let mean_d = sum(c, |i| gamma[i] * dy[i]) / c as f32;
+            let along = sum(c, |i| gamma[i] * dy[i] * (x[i] - mean)) * inverse * inverse / c as f32;
+            for i in 0..c {
+                dx[i] = inverse * (gamma[i] * dy[i] - mean_d - (x[i] - mean) * along);
+            }
+        });
+    dx
+}
+
+/// dgamma [C] of LayerNorm.
+pub fn layer_norm_dgamma(x: &[f32], dy: &[f32], c: usize, eps: f32) -> Vec<f32> {
+    sum_rows(x.len() / c, c, |row, total| {
+        let (x, dy) = (&x[row * c..][..c], &dy[row * c..][..c]);
+        let (mean, inverse) = moments(x, eps);
+        for i in 0..c {
+            total[i] += dy[i] * (x[i] - mean) * inverse;
+        }
+    })
+}
+
+/// Sum over rows: dbeta [C] of LayerNorm.
+pub fn sum_over_rows(dy: &[f32], c: usize) -> Vec<f32> {
+    sum_rows(dy.len() / c, c, |row, total| {
+        axpy(1.0, &dy[row * c..][..c], total)
+    })
+}
+
+/// Elements that one task takes.
+const ELEMENTS: usize = 4096;
+
+/// `silu(gate) * up`.
+pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut y = vec![0.0; gate.len()];
+    y.par_chunks_mut(ELEMENTS)
+        .zip(gate.par_chunks(ELEMENTS))
+        .zip(up.par_chunks(ELEMENTS))
+        .for_each(|((y, gate), up)| {
+            for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
+                *y = gate * sigmoid(gate) * up;
+            }
+        });
+    y
+}
+
+/// dgate and dup of [`swiglu`].
+pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut d_gate, mut d_up) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
+    let inputs = gate
+        .par_chunks(ELEMENTS)
+        .zip(up.par_chunks(ELEMENTS))
+        .zip(dy.par_chunks(ELEMENTS));
+    d_gate
+        .par_chunks_mut(ELEMENTS)
+        .zip(d_up.par_chunks_mut(ELEMENTS))
+        .zip(inputs)
+        .for_each(|((d_gate, d_up), ((gate, up), dy))| {
+            for i in 0..gate.len() {
+                let s = sigmoid(gate[i]);
+                d_gate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+                d_up[i] = dy[i] * gate[i] * s;
+            }
+        });
+    (d_gate, d_up)
+}
+
+/// The tanh form of GELU, which is `x · sigmoid(2 u)`.
+pub fn gelu(x: &[f32]) -> Vec<f32> {
+    let mut y = vec![0.0; x.len()];
+    y.par_chunks_mut(ELEMENTS)
+        .zip(x.par_chunks(ELEMENTS))
+        .for_each(|(y, x)| {
+            for (y, &x) in y.iter_mut().zip(x) {
+                *y = x * sigmoid(2.0 * GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+            }
+        });
+    y
+}
+
+/// dx of [`gelu`].
+pub fn gelu_backward(x: &[f32], dy: &[f32]) -> Vec<f32> {
+    let mut dx = vec![0.0; x.len()];
+    dx.par_chunks_mut(ELEMENTS)
+        .zip(x.par_chunks(ELEMENTS))
+        .zip(dy.par_chunks(ELEMENTS))
+        .for_each(|((dx, x), dy)| {
+            for ((dx, &x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                let s = sigmoid(2.0 * GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+                let du = 2.0 * GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x);
+                *dx = dy * (s + x * s * (1.0 - s) * du);
+            }
+        });
+    dx
+}
+
+/// Extents of an attention, and the rotations of its positions.
+#[derive(Debug, Clone)]
+pub struct Heads {
+    /// B
+    pub n_rows: usize,
+    /// T
+    pub n_tokens: usize,
+    /// H
+    pub n_head: usize,
+    /// Key and value heads.
+    pub n_kv_head: usize,
+    /// D
+    pub head_dim: usize,
+    /// Cosine and sine for each pair of neighbours of each position; empty without rotary positions. [T, D/2]
+    pub rotations: Arc<[(f32, f32)]>,
+}
+
+impl Heads {
+    fn group(&self) -> usize {
+        self.n_head / self.n_kv_head
+    }
+
+    /// One head of one row, rotated. `x` [N, heads * D] -> [T, D]
+    fn head(&self, x: &[f32], heads: usize, row: usize, head: usize, rotate: bool) -> Vec<f32> {
+        let (t, d) = (self.n_tokens, self.head_dim);
+        let mut out = Vec::with_capacity(t * d);
+        for token in row * t..(row + 1) * t {
+            out.extend_from_slice(&x[(token * heads + head) * d..][..d]);
+        }
+        if rotate && !self.rotations.is_empty() {
+            for (vector, rotations) in out
+                .chunks_exact_mut(d)
+                .zip(self.rotations.chunks_exact(d / 2))
+            {
+                for (pair, &(cos, sin)) in vector.as_chunks_mut::<2>().0.iter_mut().zip(rotations) {
+                    *pair = [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos];
+                }
+            }
+        }
+        out
+    }
+
+    /// Turns the gradient of a rotated head into that of the head itself. [T, D]
+    fn unrotate(&self, dx: &mut [f32]) {
+        if self.rotations.is_empty() {
+            return;
+        }
+        let d = self.head_dim;
+        for (vector, rotations) in dx
+            .chunks_exact_mut(d)
+            .zip(self.rotations.chunks_exact(d / 2))
+        {
+            for (pair, &(cos, sin)) in vector.as_chunks_mut::<2>().0.iter_mut().zip(rotations) {
+                *pair = [pair[0] * cos + pair[1] * sin, pair[1] * cos - pair[0] * sin];
+            }
+        }
+    }
+
+    /// Puts a head's values back. [T, D] -> `out` [N, heads * D]
+    fn put(&self, values: &[f32], out: &mut [f32], heads: usize, row: usize, head: usize) {
+        let (t, d) = (self.n_tokens, self.head_dim);
+        for (token, vector) in values.chunks_exact(d).enumerate() {
+            out[((row * t + token) * heads + head) * d..][..d].copy_from_slice(vector);
+        }
+    }
+
+    /// All pairs of row and key head.
+    fn jobs(&self) -> impl IndexedParallelIterator<Item = (usize, usize)> + use<> {
+        let n_kv_head = self.n_kv_head;
+        (0..self.n_rows * n_kv_head)
+            .into_par_iter()
+            .map(move |job| (job / n_kv_head, job % n_kv_head))
+    }
+}
+
+/// Probabilities of one query over the keys up to it, into `p`. `k` is rotated. [t + 1]
+fn probabilities(q: &[f32], k: &[f32], scale: f32, p: &mut [f32]) {
+    let mut max = f32::NEG_INFINITY;
+    for (p, k) in p.iter_mut().zip(k.chunks_exact(q.len())) {
+        *p = dot(q, k) * scale;
+        max = max.max(*p);
+    }
+    for p in p.iter_mut() {
+        *p = exp(*p - max);
+    }
+    let inverse = 1.0 / sum(p.len(), |s| p[s]);
+    for p in p.iter_mut() {
+        *p *= inverse;
+    }
+}
+
+/// Causal attention with rotary positions and grouped heads. q [N, H * D], k and v [N, KV * D] -> [N, H * D]
+///
+/// Padding stands on the right, so that the causal order keeps it out of every position before it.
+pub fn attention(q: &[f32], k: &[f32], v: &[f32], heads: &Heads) -> Vec<f32> {
+    let (t, d, group) = (heads.n_tokens, heads.head_dim, heads.group());
+    let scale = 1.0 / (d as f32).sqrt();
+    let one = |(row, kv): (usize, usize)| -> Vec<Vec<f32>> {
+        let k = heads.head(k, heads.n_kv_head, row, kv, true);
+        let v = heads.head(v, heads.n_kv_head, row, kv, false);
+        let mut p = vec![0.0; t];
+        let mut query_head = |head: usize| {
+            let q = heads.head(q, heads.n_head, row, head, true);
+            let mut y = vec![0.0; t * d];
+            for (token, (q, y)) in q.chunks_exact(d).zip(y.chunks_exact_mut(d)).enumerate() {
+                let p = &mut p[..=token];
+                probabilities(q, &k, scale, p);
+                for (&p, v) in p.iter().zip(v.chunks_exact(d)) {
+                    axpy(p, v, y);
+                }
+            }
+            y
+        };
+        (kv * group..(kv + 1) * group)
+            .map(&mut query_head)
+            .collect()
+    };
+    let parts: Vec<_> = heads.jobs().map(one).collect();
+    let mut out = vec![0.0; q.len()];
+    for (job, part) in parts.iter().enumerate() {
+        let (row, kv) = (job / heads.n_kv_head, job % heads.n_kv_head);
+        for (idx, y) in part.iter().enumerate() {
+            heads.put(y, &mut out, heads.n_head, row, kv * group + idx);
+        }
+    }
+    out
+}
+
+/// dq, dk and dv of [`attention`]. The probabilities are computed again: keeping them would cost T² memory.
+pub fn attention_backward(
+    q: &[f32],
+    k: &[f32],
+    v: &[f32],
+    dy: &[f32],
+    heads: &Heads,
+) -> [Vec<f32>; 3] {
+    let (t, d, group) = (heads.n_tokens, heads.head_dim, heads.group());
+    let scale = 1.0 / (d as f32).sqrt();
+    let one = |(row, kv): (usize, usize)| -> (Vec<Vec<f32>>, Vec<f32>, Vec<f32>) {
+        let k = heads.head(k, heads.n_kv_head, row, kv, true);
+        let v = heads.head(v, heads.n_kv_head, row, kv, false);
+        let (mut dk, mut dv) = (vec![0.0; t * d], vec![0.0; t * d]);
+        let (mut p, mut ds) = (vec![0.0; t], vec![0.0; t]);
+        let mut query_head = |head: usize| {
+            let q = heads.head(q, heads.n_head, row, head, true);
+            let dy = heads.head(dy, heads.n_head, row, head, false);
+            let mut dq = vec![0.0; t * d];
+            for (token, dq) in dq.chunks_exact_mut(d).enumerate() {
+                let (q, dy) = (&q[token * d..][..d], &dy[token * d..][..d]);
+                let (p, ds) = (&mut p[..=token], &mut ds[..=token]);
+                probabilities(q, &k, scale, p);
+                for (ds, v) in ds.iter_mut().zip(v.chunks_exact(d)) {
+                    *ds = dot(dy, v);
+                }
+                let mean = dot(p, ds);
+                for s in 0..=token {
+                    let (k, dk, dv) = (
+                        &k[s * d..][..d],
+                        &mut dk[s * d..][..d],
+                        &mut dv[s * d..][..d],
+                    );
+                    let ds = p[s] * (ds[s] - mean) * scale;
+                    axpy(p[s], dy, dv);
+                    axpy(ds, q, dk);
+                    axpy(ds, k, dq);
+                }
+            }
+            heads.unrotate(&mut dq);
+            dq
+        };
+        let dq = (kv * group..(kv + 1) * group)
+            .map(&mut query_head)
+            .collect();
+        heads.unrotate(&mut dk);
+        (dq, dk, dv)
+    };
+    let parts: Vec<_> = heads.jobs().map(one).collect();
+    let mut out = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
+    for (job, (dq, dk, dv)) in parts.iter().enumerate() {
+        let (row, kv) = (job / heads.n_kv_head, job % heads.n_kv_head);
+        for (idx, dq) in dq.iter().enumerate() {
+            heads.put(dq, &mut out[0], heads.n_head, row, kv * group + idx);
+        }
+        heads.put(dk, &mut out[1], heads.n_kv_head, row, kv);
+        heads.put(dv, &mut out[2], heads.n_kv_head, row, kv);
+    }
+    out
+}
+
+/// Cross-entropy of rows of logits. On return `logits` holds the gradient of `scale` times the sum of the losses.
+/// logits [M, V], targets [M] -> the losses' sum
+pub fn cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> f64 {
+    let v = logits.len() / targets.len();
+    let losses: Vec<f64> = logits
+        .par_chunks_mut(v)
+        .zip(targets.par_iter())
+        .map(|(row, &target)| {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let picked = row[target as usize] - max;
+            for value in row.iter_mut() {
+                *value = exp(*value - max);
+            }
+            let total = sum(v, |i| row[i]);
+            let factor = scale / total;
+            for value in row.iter_mut() {
+                *value *= factor;
+            }
+            row[target as usize] -= scale;
+            f64::from(total).ln() - f64::from(picked)
+        })
+        .collect();
+    losses.iter().sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values in (-2, 2) that look random.
+    fn values(n: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) + 1;
+        let mut next = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 22) as f32 - 2.0
+        };
+        (0..n).map(|_| next()).collect()
+    }
+
+    /// Every gradient against the difference quotient of `Σ dy · f`, whose error at h = 1e-2 in f32 is about 1e-3.
+    fn check_gradient(f: &dyn Fn(&[f32]) -> Vec<f32>, x: &[f32], dy: &[f32], dx: &[f32]) {
+        assert_eq!(x.len(), dx.len());
+        let h = 1e-2;
+        let total = |x: &[f32]| {
+            f(x).iter()
+                .zip(dy)
+                .map(|(y, dy)| f64::from(*y) * f64::from(*dy))
+                .sum::<f64>()
+        };
+        for i in 0..x.len() {
+            let (mut up, mut down) = (x.to_vec(), x.to_vec());
+            up[i] += h;
+            down[i] -= h;
+            let quotient = (total(&up) - total(&down)) / f64::from(up[i] - down[i]);
+            assert!(
+                (quotient - f64::from(dx[i])).abs() < 5e-3 * (1.0 + quotient.abs()),
+                "{i}: {quotient} {}",
+                dx[i]
+            );
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        for i in -8700..8700_i32 {
+            let x = i as f32 / 100.0;
+            let expected = f64::from(x).exp();
+            assert!(
+                (f64::from(exp(x)) - expected).abs() <= 2.5e-7 * expected,
+                "{x}"
+            );
+        }
+        assert!(exp(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn norms_have_the_gradients_of_their_values() {
+        let (c, eps) = (13, 1e-5);
+        let (x, gamma, beta, dy) = (
+            values(5 * c, 1),
+            values(c, 2),
+            values(c, 3),
+            values(5 * c, 4),
+        );
+        check_gradient(
+            &|x| rms_norm(x, &gamma, eps),
+            &x,
+            &dy,
+            &rms_norm_dx(&x, &gamma, &dy, eps),
+        );
+        check_gradient(
+            &|gamma| rms_norm(&x, gamma, eps),
+            &gamma,
+            &dy,
+            &rms_norm_dgamma(&x, &dy, c, eps),
+        );
+        check_gradient(
+            &|x| layer_norm(x, &gamma, &beta, eps),
+            &x,
+            &dy,
+            &layer_norm_dx(&x, &gamma, &dy, eps),
+        );
+        check_gradient(
+            &|gamma| layer_norm(&x, gamma, &beta, eps),
+            &gamma,
+            &dy,
+            &layer_norm_dgamma(&x, &dy, c, eps),
+        );
+        check_gradient(
+            &|beta| layer_norm(&x, &gamma, beta, eps),
+            &beta,
+            &dy,
+            &sum_over_rows(&dy, c),
+        );
+    }
+
+    #[test]
+    fn activations_have_the_gradients_of_their_values() {
+        let (gate, up, dy) = (values(33, 1), values(33, 2), values(33, 3));
+        let (d_gate, d_up) = swiglu_backward(&gate, &up, &dy);
+        check_gradient(&|gate| swiglu(gate, &up), &gate, &dy, &d_gate);
+        check_gradient(&|up| swiglu(&gate, up), &up, &dy, &d_up);
+        check_gradient(&gelu, &up, &dy, &gelu_backward(&up, &dy));
+    }
+
+    #[test]
+    fn attention_has_the_gradients_of_its_values() {
+        for rotary in [false, true] {
+            let rotations = (0..5 * 2)
+                .map(|i| ((i as f32).cos(), (i as f32).sin()))
+                .filter(|_| rotary)
+                .collect();
+            let heads = Heads {
+                n_rows: 2,
+                n_tokens: 5,
+                n_head: 4,
+                n_kv_head: 2,
+                head_dim: 4,
+                rotations,
+            };
+            let (q, k, v, dy) = (values(160, 1), values(80, 2), values(80, 3), values(160, 4));
+            let [dq, dk, dv] = attention_backward(&q, &k, &v, &dy, &heads);
+            check_gradient(&|q| attention(q, &k, &v, &heads), &q, &dy, &dq);
+            check_gradient(&|k| attention(&q, k, &v, &heads), &k, &dy, &dk);
+            check_gradient(&|v| attention(&q, &k, v, &heads), &v, &dy, &dv);
+        }
+    }
+
+    #[test]
+    fn cross_entropy_leaves_its_gradient() {
+        let (x, targets) = (values(3 * 7, 1), [2, 0, 6]);
+        let loss = |x: &[f32]| vec![cross_entropy(&mut x.to_vec(), &targets, 1.0) as f32];
+        let mut gradient = x.clone();
+        cross_entropy(&mut gradient, &targets, 0.5);
+        check_gradient(&loss, &x, &[0.5], &gradient);
+    }
+}

@@ -1,0 +1,350 @@
+//! Training runs on tiny models: rows, loss, checkpoints, resume, and the way to a GGUF file.
+
+#![cfg(feature = "train")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot set itself up has failed"
+)]
+
+use burn::tensor::Device;
+use fledgling::{
+    model, run,
+    train::{
+        config::{Config, LoraConfig},
+        data::{self, Row},
+        fit::Outcome,
+        loss,
+        model::{Batch, LoraSpec, Transformer, to_vec},
+        prepare, start,
+    },
+};
+use fledgling_core::{
+    cpu::{CpuEngine, CpuOptions, Isa, KvDType},
+    quant::DType,
+    spec::Family,
+    testing::tiny_model,
+};
+use std::{fs, path::Path};
+use tempfile::TempDir;
+
+const CHATS: &str = r#"{"messages":[{"role":"user","content":"the other thing"},{"role":"assistant","content":"is here and there"}]}
+{"prompt":"what is in the hat","completion":"another hat"}
+
+{"question":"who","answer":"the man on the hill"}
+{"instruction":"add","input":"one and one","output":"two"}
+"#;
+
+/// A folder with a tiny model, rows, and a config.
+struct Place {
+    folder: TempDir,
+    family: Family,
+}
+
+impl Place {
+    fn new(family: Family) -> Self {
+        let folder = TempDir::new().unwrap();
+        fs::write(
+            folder.path().join("base.gguf"),
+            tiny_model(family, DType::F32, 7),
+        )
+        .unwrap();
+        fs::write(folder.path().join("rows.jsonl"), CHATS).unwrap();
+        fs::write(
+            folder.path().join("text.txt"),
+            "the cat and the hat ".repeat(40),
+        )
+        .unwrap();
+        Self { folder, family }
+    }
+
+    fn config(&self, name: &str, mode: &str, more: &[&str]) -> Config {
+        let at = |file: &str| self.folder.path().join(file).to_str().unwrap().to_owned();
+        let model = match (mode, self.family) {
+            ("scratch", Family::Gpt2) => {
+                "[model]\nfamily='gpt2'\nlayers=2\nwidth=32\nheads=4\nctx=128\n"
+            }
+            ("scratch", _) => {
+                "[model]\nfamily='llama'\nlayers=2\nwidth=32\nheads=4\nkv_heads=2\nctx=128\n"
+            }
+            _ => "",
+        };
+        let text = format!(
+            "name='{name}'\nmode='{mode}'\nbase='{}'\nruns_dir='{}'\n[data]\ntrain=['{rows}']\nvalid=['{rows}']\nmax_tokens=64\n\
+             [train]\nbatch=2\naccumulate=2\nsteps=6\nwarmup=2\nlr=1e-2\n{model}",
+            at("base.gguf"),
+            at("runs"),
+            rows = at("rows.jsonl"),
+        );
+        let overrides: Vec<_> = more.iter().map(ToString::to_string).collect();
+        Config::parse(&text, &overrides).unwrap()
+    }
+
+    fn train(&self, config: Config, resume: bool, until: Option<u64>) -> anyhow::Result<Outcome> {
+        let base = model::open(&config.base)?;
+        prepare(config, &base)?.train(resume, until)
+    }
+
+    fn rows(&self, file: &str, max_tokens: usize) -> anyhow::Result<data::Rows> {
+        let base = model::open(self.folder.path().join("base.gguf").to_str().unwrap())?;
+        data::read(&[self.folder.path().join(file)], &base.info, max_tokens)
+    }
+}
+
+#[test]
+fn chats_count_the_answer_and_its_end_and_prompts_are_what_a_chat_sends() {
+    let place = Place::new(Family::Llama);
+    let base = model::open(place.folder.path().join("base.gguf").to_str().unwrap()).unwrap();
+    let rows = place.rows("rows.jsonl", 100).unwrap();
+    let counted = |row: &Row| {
+        let ids: Vec<_> = row
+            .tokens
+            .iter()
+            .zip(&row.counted)
+            .filter(|(_, counted)| **counted)
+            .map(|(id, _)| *id)
+            .collect();
+        base.info.tokenizer.decode(&ids, false)
+    };
+    let texts: Vec<_> = rows.rows.iter().map(counted).collect();
+    assert_eq!(
+        texts,
+        [
+            "is here and there<|im_end|>",
+            "another hat<|im_end|>",
+            "the man on the hill<|im_end|>",
+            "two<|im_end|>"
+        ]
+    );
+    let whole = base.info.tokenizer.decode(&rows.rows[0].tokens, false);
+    assert!(whole.ends_with("<|im_start|>user\nthe other thing<|im_end|>\n<|im_start|>assistant\nis here and there<|im_end|>\n"), "{whole}");
+    assert!(
+        rows.rows[1].place.ends_with("rows.jsonl:2")
+            && rows.rows[2].place.ends_with("rows.jsonl:4")
+    );
+}
+
+#[test]
+fn text_windows_predict_every_token_once() {
+    let place = Place::new(Family::Gpt2);
+    let rows = place.rows("text.txt", 16).unwrap().rows;
+    let base = model::open(place.folder.path().join("base.gguf").to_str().unwrap()).unwrap();
+    let tokens = base.info.tokenizer.encode(
+        &"the cat and the hat ".repeat(40),
+        base.info.tokenizer.adds_bos(),
+        false,
+    );
+    let targets: Vec<_> = rows
+        .iter()
+        .flat_map(|row| row.tokens[1..].to_vec())
+        .collect();
+    assert_eq!(targets, tokens[1..]);
+    assert!(
+        rows.iter()
+            .all(|row| row.tokens.len() <= 17 && row.n_counted() == row.tokens.len() - 1)
+    );
+}
+
+#[test]
+fn bad_rows_are_named_by_file_and_line() {
+    let place = Place::new(Family::Llama);
+    let check = |text: &str, expect: &str| {
+        fs::write(place.folder.path().join("bad.jsonl"), text).unwrap();
+        let error = format!("{:#}", place.rows("bad.jsonl", 64).unwrap_err());
+        assert!(error.contains(expect), "{error}");
+    };
+    check(
+        "{\"prompt\":\"a\",\"completion\":\"b\"}\n{oops\n",
+        "bad.jsonl:2: this line is no JSON",
+    );
+    check("{\"text\":\"a\"}\n", "bad.jsonl:1: this line is none of");
+    check(
+        "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n",
+        "no message has the role `assistant`",
+    );
+    check(
+        "{\"prompt\":\"a\",\"completion\":\"\"}\n",
+        "an answer is empty",
+    );
+    assert!(
+        format!("{:#}", place.rows("missing.jsonl", 64).unwrap_err()).contains("missing.jsonl")
+    );
+    assert!(format!("{:#}", place.rows("base.gguf", 64).unwrap_err()).contains("base.gguf"));
+}
+
+#[test]
+fn every_mode_learns_its_rows_and_leaves_a_run_that_opens() {
+    for family in [Family::Gpt2, Family::Llama] {
+        let place = Place::new(family);
+        for mode in ["lora", "full", "scratch"] {
+            let more: &[&str] = if mode == "lora" {
+                &["lora.rank=4", "train.steps=30"]
+            } else {
+                &["train.steps=30"]
+            };
+            let outcome = place
+                .train(place.config(mode, mode, more), false, None)
+                .unwrap();
+            let (before, after) = (
+                outcome.valid_perplexity_before.unwrap(),
+                outcome.valid_perplexity.unwrap(),
+            );
+            assert!(
+                after < before / 2.0,
+                "{family:?} {mode}: {before} -> {after}"
+            );
+            let opened = model::open(outcome.run.to_str().unwrap()).unwrap();
+            assert_eq!(opened.info.name, mode);
+            assert!(opened.info.chat_template.is_some());
+        }
+    }
+}
+
+/// The same model by Burn with its LoRA, and by the scalar engine with the LoRA merged into f32 weights: what differs
+/// is the rounding of the merged weights and the order of sums.
+#[test]
+fn a_merged_lora_computes_what_it_computed_in_training() {
+    for family in [Family::Gpt2, Family::Llama] {
+        let place = Place::new(family);
+        let config = place.config("merge", "lora", &["lora.rank=4", "lora.alpha=8"]);
+        let outcome = place.train(config.clone(), false, None).unwrap();
+        let base = model::open(&config.base).unwrap();
+        let spec = base.info.spec.clone();
+        let adapter = fs::read(outcome.run.join(run::ADAPTER_FILE)).unwrap();
+        let mut values = start::parameters_of(&base.gguf, &spec).unwrap();
+        let entries = start::lora_entries(&spec, &LoraConfig::default()).unwrap();
+        values.extend(
+            start::adapter_parameters(&run::safetensors_contents(&adapter).unwrap().0, &entries, 4)
+                .unwrap(),
+        );
+        let lora = LoraSpec {
+            rank: 4,
+            alpha: 8.0,
+        };
+        let burn =
+            Transformer::new(&spec, values, Some(&lora), &Device::flex().autodiff()).unwrap();
+        let tokens: Vec<u32> = (5..25).collect();
+        let n = tokens.len() as u32;
+        let batch = Batch {
+            tokens: tokens.clone(),
+            n_rows: 1,
+            n_tokens: 20,
+            counted: (0..n).collect(),
+            targets: vec![0; 20],
+        };
+        let expected = to_vec(loss::logits(&burn, &batch));
+
+        let merged = model::open(outcome.run.to_str().unwrap()).unwrap();
+        let options = CpuOptions {
+            n_threads: 1,
+            isa: Some(Isa::Scalar),
+            kv: KvDType::F32,
+        };
+        let engine = CpuEngine::new(&merged.gguf, &options).unwrap();
+        let mut got = Vec::new();
+        let mut session = engine.session(32).unwrap();
+        engine
+            .forward_all(&mut session, &tokens, &mut |_, logits| {
+                got.extend_from_slice(logits)
+            })
+            .unwrap();
+        let largest = got
+            .iter()
+            .zip(&expected)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(largest < 1e-4, "{family:?}: {largest}");
+        // And it is not simply the base.
+        let base_values = base.gguf.tensor_f32("blk.0.ffn_up.weight").unwrap();
+        assert_ne!(
+            merged.gguf.tensor_f32("blk.0.ffn_up.weight").unwrap(),
+            base_values
+        );
+    }
+}
+
+#[test]
+fn a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted() {
+    let place = Place::new(Family::Llama);
+    for mode in ["full", "lora"] {
+        let name = |kind: &str| format!("{mode}-{kind}");
+        let straight = place
+            .train(place.config(&name("straight"), mode, &[]), false, None)
+            .unwrap();
+        let config = place.config(&name("broken"), mode, &[]);
+        let first = place.train(config.clone(), false, Some(2)).unwrap();
+        assert!(first.interrupted && first.step == 2);
+        assert!(
+            model::open(first.run.to_str().unwrap()).is_ok(),
+            "an interrupted run has weights"
+        );
+        place.train(config.clone(), true, Some(5)).unwrap();
+        let last = place.train(config, true, None).unwrap();
+        assert!(!last.interrupted && last.step == 6);
+        let tensors = |folder: &Path| {
+            run::safetensors_contents(&fs::read(folder.join("state.safetensors")).unwrap())
+                .unwrap()
+                .0
+        };
+        // Not a tolerance: the same bits.
+        let bits = |folder: &Path| -> Vec<(String, Vec<u32>)> {
+            tensors(folder)
+                .into_iter()
+                .map(|(name, values)| (name, values.iter().map(|value| value.to_bits()).collect()))
+                .collect()
+        };
+        assert_eq!(bits(&straight.run), bits(&last.run));
+        let steps = |folder: &Path| -> Vec<u64> {
+            let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+            let lines = text
+                .lines()
+                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+            lines
+                .filter(|line| line.get("lr").is_some())
+                .map(|line| line["step"].as_u64().unwrap())
+                .collect()
+        };
+        assert_eq!(steps(&last.run), (1..=6).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused() {
+    let place = Place::new(Family::Llama);
+    let fails = |config: Config, resume: bool, expect: &str| {
+        let error = format!("{:#}", place.train(config, resume, None).unwrap_err());
+        assert!(error.contains(expect), "{error}");
+    };
+    fails(
+        place.config("a", "lora", &["lora.targets=['attn_x']"]),
+        false,
+        "no matrix is called `attn_x`",
+    );
+    fails(
+        place.config("a", "lora", &["data.max_tokens=500"]),
+        false,
+        "the model has 128 positions only",
+    );
+    fails(place.config("a", "lora", &[]), true, "cannot resume");
+    place
+        .train(place.config("a", "lora", &[]), false, Some(1))
+        .unwrap();
+    fails(
+        place.config("a", "lora", &["train.lr=1e-3"]),
+        true,
+        "have changed",
+    );
+    fails(
+        place.config(
+            "b",
+            "full",
+            &[
+                "train.lr=10",
+                "train.warmup=0",
+                "train.clip=0",
+                "train.steps=400",
+            ],
+        ),
+        false,
+        "lower train.lr",
+    );
+}
