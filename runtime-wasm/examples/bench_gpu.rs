@@ -1,12 +1,15 @@
 //! Greedy generation on a native adapter beside the CPU engine: the same tokens, and how fast.
 //!
-//! `cargo run --release -p fledgling-wasm --example bench_gpu -- MODEL.gguf [ADAPTER=llvmpipe] [PROMPT_TOKENS=64] [NEW_TOKENS=32]`
+//! `cargo run --release -p fledgling-wasm --example bench_gpu -- MODEL.gguf [ADAPTER=llvmpipe] [PROMPT=64] [NEW_TOKENS=32]`
+//!
+//! PROMPT is a text, or a number of tokens.
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use fledgling_core::{
     cpu::{CpuEngine, CpuOptions, KvDType},
     gguf::Gguf,
+    model::ModelInfo,
 };
 use fledgling_wasm::{engine::GpuEngine, gpu::Gpu};
 use pollster::block_on;
@@ -16,10 +19,18 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let path = args.next().context("give the path of a GGUF file")?;
     let adapter = args.next().unwrap_or_else(|| "llvmpipe".to_owned());
-    let n_prompt: usize = args.next().map_or(Ok(64), |n| n.parse())?;
+    let prompt = args.next().unwrap_or_else(|| "64".to_owned());
     let n_new: usize = args.next().map_or(Ok(32), |n| n.parse())?;
 
     let gguf = Gguf::parse(Bytes::from(std::fs::read(&path)?))?;
+    let info = ModelInfo::from_header(gguf.header())?;
+    let vocab_size = info.spec.vocab_size;
+    let prompt: Vec<u32> = match prompt.parse::<usize>() {
+        // Any tokens will do, as long as they are not all the same.
+        Ok(n) => (0..n).map(|i| (i * 7919 % vocab_size) as u32).collect(),
+        Err(_) => info.encode_prompt(&prompt),
+    };
+    let n_prompt = prompt.len();
     let gpu = block_on(Gpu::open_named(&adapter))?;
     let started = Instant::now();
     let mut engine = block_on(GpuEngine::load(&gpu, &gguf, n_prompt + n_new))?;
@@ -30,11 +41,6 @@ fn main() -> Result<()> {
         engine.dispatches_per_token()
     );
 
-    // Any tokens will do, as long as they are not all the same.
-    let vocab_size = engine.spec().vocab_size;
-    let prompt: Vec<u32> = (0..n_prompt)
-        .map(|i| (i * 7919 % vocab_size) as u32)
-        .collect();
     let started = Instant::now();
     let first = block_on(engine.forward(&prompt[..n_prompt - 1]))?.len();
     let prefill_s = started.elapsed().as_secs_f64();

@@ -13,13 +13,41 @@ macro_rules! shader {
     ($($file:literal),+) => { concat!($(include_str!(concat!("shaders/", $file, ".wgsl")), "\n"),+) };
 }
 
-const ROW_QUANT: &str = shader!("half", "product", "row", "quant_blocks", "matvec_quant");
-const ROW_FLOAT: &str = shader!("half", "product", "row", "float_rows", "matvec_float");
-const TILE_QUANT: &str = shader!("half", "product", "tile", "quant_blocks", "matmul_quant");
-const TILE_FLOAT: &str = shader!("half", "product", "tile", "float_rows", "matmul_float");
+const ROW_QUANT: &str = shader!(
+    "half",
+    "exp",
+    "product",
+    "row",
+    "quant_blocks",
+    "matvec_quant"
+);
+const ROW_FLOAT: &str = shader!(
+    "half",
+    "exp",
+    "product",
+    "row",
+    "float_rows",
+    "matvec_float"
+);
+const TILE_QUANT: &str = shader!(
+    "half",
+    "exp",
+    "product",
+    "tile",
+    "quant_blocks",
+    "matmul_quant"
+);
+const TILE_FLOAT: &str = shader!(
+    "half",
+    "exp",
+    "product",
+    "tile",
+    "float_rows",
+    "matmul_float"
+);
 const EMBED_QUANT: &str = shader!("half", "embed_quant", "embed");
 const EMBED_FLOAT: &str = shader!("half", "embed_float", "embed");
-const ATTENTION: &str = shader!("attention");
+const ATTENTION: &str = shader!("exp", "attention");
 const ARGMAX: &str = shader!("argmax");
 
 /// Tokens that a tile kernel computes at once (`tile.wgsl`).

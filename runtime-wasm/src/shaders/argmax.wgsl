@@ -7,8 +7,8 @@ override VOCAB: u32 = 1u;
 struct Step {
     pos: u32,
     n_tokens: u32,
-    unused_a: u32,
-    unused_b: u32,
+    zero: u32,
+    unused: u32,
 }
 
 @group(0) @binding(0) var<storage, read> logits: array<f32>;          // [VOCAB]

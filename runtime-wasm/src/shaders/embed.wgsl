@@ -12,8 +12,8 @@ struct Part {
 struct Step {
     pos: u32,
     n_tokens: u32,
-    unused_a: u32,
-    unused_b: u32,
+    zero: u32,
+    unused: u32,
 }
 
 @group(0) @binding(0) var<uniform> part: Part;

@@ -39,8 +39,8 @@ struct Part {
 struct Step {
     pos: u32,        // position of the first token
     n_tokens: u32,
-    unused_a: u32,
-    unused_b: u32,
+    zero: u32,
+    unused: u32,
 }
 
 @group(0) @binding(0) var<uniform> part: Part;
@@ -84,13 +84,13 @@ fn bias_at(out: u32) -> f32 {
 }
 
 fn silu(v: f32) -> f32 {
-    return v / (1.0 + exp(-v));
+    return v / (1.0 + exp_exact(-v));
 }
 
 // The tanh form, as v * sigmoid(2u).
 fn gelu(v: f32) -> f32 {
     let u = 0.7978845608 * (v + 0.044715 * (v * v * v));
-    return v / (1.0 + exp(-2.0 * u));
+    return v / (1.0 + exp_exact(-2.0 * u));
 }
 
 fn write_one(token: u32, out: u32, v: f32) {

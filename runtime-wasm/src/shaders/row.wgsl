@@ -1,20 +1,28 @@
 // A product with one row of input: its norm, and the end of it.
 
-var<workgroup> folded: array<f32, 8>;
+var<workgroup> lane_sums: array<f32, 16>;
 
-// The sum of `v` over the workgroup.
-fn total(v: f32, tid: u32) -> f32 {
-    partial[tid].x = v;
+// The sum of the row's elements (minus `mean`, squared when `squared`) in 16 lanes, folded in halves: the order that
+// "The arithmetic" of ARCHITECTURE.md gives to every engine.
+fn row_sum(token: u32, mean: f32, squared: bool, tid: u32) -> f32 {
     workgroupBarrier();
-    if (tid < 8u) {
-        var s = 0.0;
-        for (var i = tid; i < WG; i = i + 8u) {
-            s = s + partial[i].x;
+    for (var lane = tid; lane < 16u; lane = lane + WG) {
+        var sum = 0.0;
+        for (var i = lane; i < part.n_cols; i = i + 16u) {
+            let c = x[token * part.n_cols + i] - mean;
+            sum = sum + select(c, c * c, squared);
         }
-        folded[tid] = s;
+        lane_sums[lane] = sum;
     }
     workgroupBarrier();
-    return ((folded[0] + folded[4]) + (folded[2] + folded[6])) + ((folded[1] + folded[5]) + (folded[3] + folded[7]));
+    return fold16();
+}
+
+fn fold16() -> f32 {
+    return (((lane_sums[0] + lane_sums[8]) + (lane_sums[4] + lane_sums[12]))
+        + ((lane_sums[2] + lane_sums[10]) + (lane_sums[6] + lane_sums[14])))
+        + (((lane_sums[1] + lane_sums[9]) + (lane_sums[5] + lane_sums[13]))
+        + ((lane_sums[3] + lane_sums[11]) + (lane_sums[7] + lane_sums[15])));
 }
 
 // (mean, 1 / deviation) of the row; the mean of an RMSNorm is 0.
@@ -25,18 +33,9 @@ fn norm_terms(token: u32, tid: u32) -> vec2<f32> {
     let n = f32(part.n_cols);
     var mean = 0.0;
     if (NORM == LAYER_NORM) {
-        var sum = 0.0;
-        for (var i = tid; i < part.n_cols; i = i + WG) {
-            sum = sum + x[token * part.n_cols + i];
-        }
-        mean = total(sum, tid) / n;
+        mean = row_sum(token, 0.0, false, tid) / n;
     }
-    var squares = 0.0;
-    for (var i = tid; i < part.n_cols; i = i + WG) {
-        let c = x[token * part.n_cols + i] - mean;
-        squares = squares + c * c;
-    }
-    return vec2<f32>(mean, 1.0 / sqrt(total(squares, tid) / n + NORM_EPS));
+    return vec2<f32>(mean, 1.0 / sqrt(row_sum(token, mean, true, tid) / n + NORM_EPS));
 }
 
 // Adds what the lanes of a pair found, and hands it on.

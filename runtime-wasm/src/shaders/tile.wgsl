@@ -4,39 +4,47 @@ const TOKENS: u32 = 4u;
 
 var<workgroup> terms: array<vec2<f32>, TOKENS>;
 
-// (mean, 1 / deviation) of the tile's rows into `terms`; a quarter of the workgroup sums one row.
-fn norm_terms(first_token: u32, tid: u32) {
-    let share = WG / TOKENS;
-    let slot = tid / share;
-    let token = min(first_token + slot, step.n_tokens - 1u);
-    let n = f32(part.n_cols);
-    var mean = 0.0;
-    if (NORM == LAYER_NORM) {
-        var sum = 0.0;
-        for (var i = tid % share; i < part.n_cols; i = i + share) {
-            sum = sum + x[token * part.n_cols + i];
-        }
-        partial[tid].x = sum;
-        workgroupBarrier();
-        for (var i = 0u; i < share; i = i + 1u) {
-            mean = mean + partial[slot * share + i].x;
-        }
-        mean = mean / n;
-        workgroupBarrier();
-    }
-    var squares = 0.0;
-    for (var i = tid % share; i < part.n_cols; i = i + share) {
-        let c = x[token * part.n_cols + i] - mean;
-        squares = squares + c * c;
-    }
-    partial[tid].x = squares;
+var<workgroup> lane_sums: array<f32, 64>;  // [TOKENS, 16]
+
+// The sums of the tile's rows as `row.wgsl` computes one, into `lane_sums[16 * slot]`.
+fn row_sums(first_token: u32, squared: bool, tid: u32) {
     workgroupBarrier();
-    if (tid % share == 0u) {
-        var variance = 0.0;
-        for (var i = 0u; i < share; i = i + 1u) {
-            variance = variance + partial[tid + i].x;
+    for (var i = tid; i < 64u; i = i + WG) {
+        let token = min(first_token + i / 16u, step.n_tokens - 1u);
+        let mean = select(0.0, terms[i / 16u].x, squared);
+        var sum = 0.0;
+        for (var c = i % 16u; c < part.n_cols; c = c + 16u) {
+            let v = x[token * part.n_cols + c] - mean;
+            sum = sum + select(v, v * v, squared);
         }
-        terms[slot] = vec2<f32>(mean, 1.0 / sqrt(variance / n + NORM_EPS));
+        lane_sums[i] = sum;
+    }
+    for (var half = 8u; half > 0u; half = half / 2u) {
+        workgroupBarrier();
+        for (var i = tid; i < 64u; i = i + WG) {
+            if (i % 16u < half) {
+                lane_sums[i] = lane_sums[i] + lane_sums[i + half];
+            }
+        }
+    }
+    workgroupBarrier();
+}
+
+// (mean, 1 / deviation) of the tile's rows into `terms`; the mean of an RMSNorm is 0.
+fn norm_terms(first_token: u32, tid: u32) {
+    let n = f32(part.n_cols);
+    if (tid < TOKENS) {
+        terms[tid] = vec2<f32>(0.0, 1.0);
+    }
+    if (NORM == LAYER_NORM) {
+        row_sums(first_token, false, tid);
+        if (tid < TOKENS) {
+            terms[tid].x = lane_sums[16u * tid] / n;
+        }
+    }
+    row_sums(first_token, true, tid);
+    if (tid < TOKENS) {
+        terms[tid].y = 1.0 / sqrt(lane_sums[16u * tid] / n + NORM_EPS);
     }
     workgroupBarrier();
 }
