@@ -136,7 +136,7 @@ impl Chunks {
             }
             let event = self.events.recv().await;
             match self.progress.take(event) {
-                Ok(Some(piece)) => self.piece(piece),
+                Ok(Some(piece)) => self.piece(&piece),
                 Ok(None) => {}
                 Err(error) => {
                     // The status is out already, so the error comes as an event, as OpenAI's clients expect it.
@@ -147,7 +147,7 @@ impl Chunks {
         }
     }
 
-    fn piece(&mut self, piece: Piece) {
+    fn piece(&mut self, piece: &Piece) {
         self.held_ids.extend(piece.token_id);
         if !piece.text.is_empty() {
             let ids = std::mem::take(&mut self.held_ids);

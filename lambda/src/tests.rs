@@ -1,5 +1,6 @@
 //! The router over a stand-in for the engine, for what a real engine does not do on demand: panic, fail, be slow, and
 //! write a word byte by byte.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use crate::{
     ApiOptions, ApiState, router,
@@ -247,6 +248,7 @@ async fn a_waiting_client_that_leaves_gives_its_place_back() {
     assert_eq!(first.await.unwrap(), StatusCode::OK);
     assert_eq!(third.await.unwrap(), StatusCode::OK);
     assert_eq!(state.stats().completed, 2, "the second never ran");
+    assert_eq!(state.stats().cancelled, 1);
 }
 
 /// A server on a socket whose model takes 10 ms a token and never ends by itself.
@@ -285,6 +287,7 @@ fn request_on_socket(addr: SocketAddr, stream: bool) -> TcpStream {
 async fn a_client_that_disconnects_stops_a_streamed_answer() {
     let (state, addr) = slow_server().await;
     let mut socket = request_on_socket(addr, true);
+    until("it generates", || state.stats().generated_tokens > 2).await;
     let mut some = [0; 64];
     assert!(socket.read(&mut some).unwrap() > 0);
     drop(socket);

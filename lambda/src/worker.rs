@@ -246,7 +246,7 @@ impl Worker {
     }
 
     fn room(&self, queue: &mut Queue) -> Result<(), QueueFull> {
-        queue.waiting.retain(|job| !job.is_abandoned());
+        self.shared.drop_abandoned(queue);
         let n_waiting = queue.waiting.len();
         // A job that waits for an idle worker is about to run: it takes no place in the queue.
         let places = self.max_waiting + usize::from(!queue.running);
@@ -271,6 +271,22 @@ impl Shared {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Gives back the places of clients that have gone.
+    fn drop_abandoned(&self, queue: &mut Queue) {
+        queue.waiting.retain(|job| {
+            let is_abandoned = job.is_abandoned();
+            if is_abandoned {
+                self.cancelled(job);
+            }
+            !is_abandoned
+        });
+    }
+
+    fn cancelled(&self, job: &Job) {
+        self.counters.cancelled.fetch_add(1, Relaxed);
+        job.log("cancelled");
+    }
+
     fn work(&self, mut runner: impl Runner) {
         while let Some(mut job) = self.next() {
             job.started = Some(Instant::now());
@@ -280,10 +296,7 @@ impl Shared {
                 Ok(Ok(())) if job.finished => {
                     self.counters.completed.fetch_add(1, Relaxed);
                 }
-                Ok(Ok(())) => {
-                    self.counters.cancelled.fetch_add(1, Relaxed);
-                    job.log("cancelled");
-                }
+                Ok(Ok(())) => self.cancelled(&job),
                 Ok(Err(reason)) => job.fail(&reason),
                 Err(_) => job.fail("panic"),
             }
@@ -298,8 +311,8 @@ impl Shared {
             if queue.closed {
                 return None;
             }
+            self.drop_abandoned(&mut queue);
             match queue.waiting.pop_front() {
-                Some(job) if job.is_abandoned() => {}
                 Some(job) => {
                     queue.running = true;
                     return Some(job);

@@ -1,4 +1,5 @@
 //! The API over a tiny model with random weights: OpenAI's shapes, and the same text as core's own generation.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod common;
 

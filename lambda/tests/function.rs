@@ -1,5 +1,6 @@
 //! The Lambda function as a process behind a Runtime API: what Lambda's own events make of the router, streamed and
 //! in one piece, and how it fails when it cannot start.
+#![allow(clippy::unwrap_used, reason = "a test")]
 #![cfg(feature = "aws")]
 
 mod common;

@@ -1,4 +1,5 @@
 //! What the API refuses, and that each refusal is an OpenAI error object that names its parameter.
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 mod common;
 

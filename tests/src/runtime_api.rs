@@ -31,7 +31,7 @@ use tokio::sync::{Notify, oneshot};
 /// Between the prelude of a streamed answer and its body.
 const DELIMITER: [u8; 8] = [0; 8];
 /// How long a caller waits for the function before it gives up.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The API, on a port of its own of 127.0.0.1. Dropping it closes the port.
 #[derive(Debug)]
@@ -286,7 +286,7 @@ fn deadline_ms() -> u128 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();
-    (now + Duration::from_secs(900)).as_millis()
+    (now + Duration::from_mins(15)).as_millis()
 }
 
 async fn response(
