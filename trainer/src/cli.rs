@@ -3,7 +3,7 @@
 use crate::{
     bench, chat, doctor, eval, export, generate, inspect, interrupt,
     output::{StdoutClosed, UsageError, note},
-    pull, tokenize,
+    pull, serve, tokenize,
 };
 use anyhow::{Error, Result};
 use clap::{Parser, Subcommand};
@@ -31,6 +31,7 @@ enum Command {
     Export(export::Args),
     Generate(generate::Args),
     Chat(chat::Args),
+    Serve(serve::Args),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
@@ -59,6 +60,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Export(args) => export::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        Command::Serve(args) => serve::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),

@@ -7,9 +7,9 @@ use crate::gguf_file;
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use fledgling_core::{
-    gguf::{Metadata, TensorDecl},
+    gguf::Metadata,
     quant::{self, DType},
-    spec::{ModelSpec, ROPE_FREQS, TensorEntry, tensor_table},
+    spec::{ModelSpec, TensorEntry},
     tokenizer::Tokenizer,
 };
 use half::{bf16, f16};
@@ -40,37 +40,16 @@ pub fn folder_to_gguf(folder: &Path, target: &Path, replace: bool) -> Result<()>
         .with_context(|| format!("{}: config.json", folder.display()))?;
     let mut metadata = spec.to_metadata();
     metadata.set("general.name", model_name(folder, &config));
-    add_tokenizer(folder, &mut metadata)?;
+    add_tokenizer(folder, spec.vocab_size, &mut metadata)?;
     let weights = Weights::open(folder)?;
-    let mut sources = BTreeMap::new();
-    let mut planned = Vec::new();
-    for entry in tensor_table(&spec) {
-        let dtype = weights.dtype_of(&entry)?;
-        planned.push(TensorDecl {
-            name: entry.gguf.clone(),
-            dtype,
-            shape: entry.shape.clone(),
-        });
-        sources.insert(entry.gguf.clone(), entry);
-    }
-    let rope_freqs = spec.rope_freqs_tensor();
-    if let Some(factors) = rope_freqs {
-        planned.push(TensorDecl {
-            name: ROPE_FREQS.to_owned(),
-            dtype: DType::F32,
-            shape: vec![factors.len()],
-        });
-    }
-    gguf_file::write(target, replace, metadata, &planned, |tensor| {
-        match (sources.get(&tensor.name), rope_freqs) {
-            (Some(entry), _) => weights.bytes_of(entry, tensor.dtype),
-            (None, factors) => Ok(factors
-                .unwrap_or_default()
-                .iter()
-                .flat_map(|factor| factor.to_le_bytes())
-                .collect()),
-        }
-    })
+    gguf_file::write_model(
+        target,
+        replace,
+        &spec,
+        metadata,
+        |entry| weights.dtype_of(entry),
+        |entry, dtype| weights.bytes_of(entry, dtype),
+    )
 }
 
 fn model_name(folder: &Path, config: &Json) -> String {
@@ -99,7 +78,7 @@ fn read_json(path: &Path) -> Result<Json> {
 }
 
 /// The tokenizer's keys and the chat template.
-fn add_tokenizer(folder: &Path, metadata: &mut Metadata) -> Result<()> {
+fn add_tokenizer(folder: &Path, n_rows: usize, metadata: &mut Metadata) -> Result<()> {
     let path = folder.join("tokenizer.json");
     let tokenizer_json =
         fs::read(&path).with_context(|| format!("cannot read {}: save the tokenizer beside the model (`tokenizer.save_pretrained(…)` writes it)", path.display()))?;
@@ -111,7 +90,7 @@ fn add_tokenizer(folder: &Path, metadata: &mut Metadata) -> Result<()> {
     };
     let tokenizer = Tokenizer::from_hf_json(&tokenizer_json, config_json.as_deref())
         .with_context(|| path.display().to_string())?;
-    metadata.extend(tokenizer.to_metadata());
+    metadata.extend(tokenizer.to_metadata_with_rows(n_rows));
     if let Some(template) = chat_template(folder, config_json.as_deref())? {
         metadata.set("tokenizer.chat_template", template);
     }

@@ -19,6 +19,7 @@ pub mod output;
 pub mod page;
 pub mod pull;
 pub mod run;
+pub mod serve;
 pub mod tokenize;
 #[cfg(feature = "train")]
 pub mod train;

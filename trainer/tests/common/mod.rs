@@ -7,10 +7,12 @@
 
 pub(crate) mod server;
 
-use fledgling_core::{quant::DType, spec::Family, testing::tiny_model};
+use fledgling_core::{
+    gguf::Gguf, model::ModelInfo, quant::DType, spec::Family, testing::tiny_model,
+};
 use serde_json::Value;
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Output, Stdio},
 };
 
@@ -139,7 +141,27 @@ impl Ran {
     }
 }
 
-/// The path of a tiny model's tokenizer and config as a folder of safetensors (Llama, f32).
-pub(crate) fn folder_of(path: &Path) -> String {
-    path.to_str().unwrap().to_owned()
+/// The files of the hub's repository of a tiny model: the same weights and tokenizer as [`Place::tiny`] in f32.
+pub(crate) fn hub_files(family: Family) -> Vec<(&'static str, Vec<u8>)> {
+    let gguf = Gguf::parse(tiny_model(family, DType::F32, 7).into()).unwrap();
+    let info = ModelInfo::from_header(gguf.header()).unwrap();
+    let eos = info.tokenizer.eos().unwrap();
+    let tokenizer_config = serde_json::json!({
+        "eos_token": info.tokenizer.decode(&[eos], false),
+        "chat_template": gguf.header().metadata.str("tokenizer.chat_template").unwrap(),
+    });
+    let weights =
+        fledgling::run::model_bytes(&info.spec, |entry| Ok(gguf.tensor_f32(&entry.gguf)?)).unwrap();
+    vec![
+        (
+            "config.json",
+            info.spec.to_hf_config().to_string().into_bytes(),
+        ),
+        ("tokenizer.json", info.tokenizer.to_hf_json().into_bytes()),
+        (
+            "tokenizer_config.json",
+            tokenizer_config.to_string().into_bytes(),
+        ),
+        ("model.safetensors", weights),
+    ]
 }

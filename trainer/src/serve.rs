@@ -1,0 +1,314 @@
+//! `fledgling serve`: the page, the model file for it, and the HTTP API of `fledgling-lambda`, on one port.
+
+use crate::{
+    interrupt::Graceful,
+    model::{self, EngineArgs, Model},
+    output::{UsageError, note, print, print_json},
+    page::find_page,
+};
+use anyhow::{Context, Result};
+use axum::{
+    Json, Router,
+    http::{HeaderName, HeaderValue, header},
+    routing::get,
+};
+use fledgling_lambda::{ApiOptions, ApiState, Stats};
+use std::{
+    fmt::Write,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{net::TcpListener, sync::Notify};
+use tower_http::{
+    services::{ServeDir, ServeFile},
+    set_header::SetResponseHeaderLayer,
+};
+
+/// After Ctrl-C, answers under way have this long to end.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Serve a model: the page at /, the OpenAI-compatible API at /v1
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  fledgling serve smollm2-135m-instruct\n  fledgling serve model.gguf --port 9000 --api-key-env MY_KEY\n  \
+    curl http://127.0.0.1:8080/v1/completions -H 'content-type: application/json' -d '{\"prompt\":\"Once upon\",\"max_tokens\":16}'"
+)]
+pub struct Args {
+    /// A GGUF file, a pulled model's name, or a run's folder
+    model: String,
+    /// The address to listen on; 0.0.0.0 is every address of this machine
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// The port; 0 takes a free one
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// The folder of the built page (default: found beside the command or in web/dist)
+    #[arg(long, value_name = "DIR", conflicts_with = "no_page")]
+    page: Option<PathBuf>,
+    /// The API only
+    #[arg(long)]
+    no_page: bool,
+    /// Requests to /v1 must carry the key in this environment variable
+    #[arg(long, value_name = "NAME")]
+    api_key_env: Option<String>,
+    /// Positions of the context (default: the model's)
+    #[arg(long, value_name = "N", value_parser = crate::generate::positive)]
+    ctx: Option<usize>,
+    /// Tokens of one answer at most, whatever a request asks for
+    #[arg(long, value_name = "N", value_parser = crate::generate::positive)]
+    max_tokens: Option<usize>,
+    /// Requests that may wait; more are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    max_queue: usize,
+    /// A web origin whose pages may call the API, or *; may be repeated
+    #[arg(long, value_name = "ORIGIN")]
+    allow_origin: Vec<String>,
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Print {"url":…} when ready, instead of the address alone
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command until Ctrl-C.
+///
+/// # Errors
+/// When the model does not load, the key is not set, the page is not there, or the port is in use.
+pub fn run(args: &Args) -> Result<()> {
+    log_to_stderr();
+    let api_keys = api_keys(args)?;
+    let page = if args.no_page {
+        None
+    } else {
+        find_page(args.page.as_deref())?
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the server's threads")?;
+    runtime.block_on(async {
+        // The port first: it costs nothing, the model may cost seconds.
+        let listener = listen(&args.host, args.port).await?;
+        let model = model::open(&args.model)?;
+        let path = model.path.clone();
+        let state = api_state(args, &model, api_keys)?;
+        if page.is_none() && !args.no_page {
+            note("the page is not built: serving the API only (build it with `cargo xtask web`, or name its folder with --page)");
+        }
+        serve(listener, app(state, &path, page.as_deref()), args.json).await
+    })
+}
+
+/// One line a request, and one a generation.
+fn log_to_stderr() {
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::INFO);
+    // A process has one; the first stays.
+    let _ = subscriber
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .try_init();
+}
+
+fn api_keys(args: &Args) -> Result<Vec<String>> {
+    let Some(name) = &args.api_key_env else {
+        if !is_loopback(&args.host) {
+            note(format!(
+                "anybody who reaches {} may use this server: set a key with --api-key-env",
+                args.host
+            ));
+        }
+        return Ok(Vec::new());
+    };
+    match std::env::var(name) {
+        Ok(key) if !key.is_empty() => Ok(vec![key]),
+        _ => Err(UsageError(format!(
+            "--api-key-env {name}: the environment variable {name} is not set; set it to the key"
+        ))
+        .into()),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    host == "localhost"
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
+}
+
+async fn listen(host: &str, port: u16) -> Result<TcpListener> {
+    TcpListener::bind((host, port)).await.map_err(|error| {
+        let advice = match error.kind() {
+            std::io::ErrorKind::AddrInUse => format!(
+                "port {port} is in use: choose another one with --port (0 takes a free one)"
+            ),
+            std::io::ErrorKind::PermissionDenied => format!(
+                "port {port} is not allowed for this user: choose one above 1023 with --port"
+            ),
+            _ => format!("cannot listen on {host}:{port}: check --host and --port"),
+        };
+        anyhow::Error::new(error).context(advice)
+    })
+}
+
+fn api_state(args: &Args, model: &Model, api_keys: Vec<String>) -> Result<ApiState> {
+    let engine = args.engine.load(model)?;
+    let n_ctx = model::context_len(model, args.ctx, model.info.spec.n_ctx)?;
+    let info = fledgling_core::model::ModelInfo::from_header(model.gguf.header())?;
+    let options = ApiOptions {
+        aliases: vec![model.name.clone()],
+        n_ctx: Some(n_ctx),
+        max_queue: args.max_queue,
+        max_tokens: args.max_tokens,
+        api_keys,
+        allow_origins: args.allow_origin.clone(),
+        ..ApiOptions::default()
+    };
+    Ok(ApiState::new(info, engine, options)?)
+}
+
+/// The page's files first, then the API.
+fn app(state: ApiState, model: &Path, page: Option<&Path>) -> Router {
+    let file = model.file_name().map_or_else(
+        || "model.gguf".to_owned(),
+        |name| name.to_string_lossy().into_owned(),
+    );
+    let size_bytes = std::fs::metadata(model).map(|metadata| metadata.len()).ok();
+    let shelf = serde_json::json!([{"name": file, "url": format!("models/{}", escape(&file)), "sizeBytes": size_bytes}]);
+    let metrics = state.clone();
+    let api = fledgling_lambda::router(state);
+    let own = Router::new()
+        .route(
+            "/models.json",
+            get(move || std::future::ready(Json(shelf.clone()))),
+        )
+        .route(
+            "/metrics",
+            get(move || std::future::ready(prometheus(metrics.stats()))),
+        )
+        .route_service(&format!("/models/{}", escape(&file)), ServeFile::new(model));
+    let app = match page {
+        Some(page) => own.fallback_service(
+            ServeDir::new(page)
+                .call_fallback_on_method_not_allowed(true)
+                .fallback(api),
+        ),
+        None => own
+            .route("/", get(|| std::future::ready(NO_PAGE)))
+            .fallback_service(api),
+    };
+    // Shared memory, and with it threads, is only given to isolated pages. Files are asked for anew when they changed.
+    app.layer(header_layer("cross-origin-opener-policy", "same-origin"))
+        .layer(header_layer("cross-origin-embedder-policy", "require-corp"))
+        .layer(header_layer("cross-origin-resource-policy", "same-origin"))
+        .layer(header_layer(header::CACHE_CONTROL.as_str(), "no-cache"))
+}
+
+const NO_PAGE: &str = "The API is at /v1. The page is not built here: build it with `cargo xtask web`, or name its folder with --page.\n";
+
+fn header_layer(name: &'static str, value: &'static str) -> SetResponseHeaderLayer<HeaderValue> {
+    SetResponseHeaderLayer::if_not_present(
+        HeaderName::from_static(name),
+        HeaderValue::from_static(value),
+    )
+}
+
+/// A file name as one segment of a URL.
+fn escape(name: &str) -> String {
+    let mut escaped = String::new();
+    for byte in name.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            let _ = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+/// The counters in Prometheus' text format.
+fn prometheus(stats: Stats) -> String {
+    let mut text = String::new();
+    let figures = [
+        (
+            "running",
+            "gauge",
+            "Generations under way.",
+            stats.running as u64,
+        ),
+        (
+            "waiting",
+            "gauge",
+            "Requests that wait for their turn.",
+            stats.waiting as u64,
+        ),
+        (
+            "generated_tokens_total",
+            "counter",
+            "Tokens generated since the start.",
+            stats.generated_tokens,
+        ),
+        (
+            "completed_total",
+            "counter",
+            "Generations that came to their end.",
+            stats.completed,
+        ),
+        (
+            "cancelled_total",
+            "counter",
+            "Generations whose client went away.",
+            stats.cancelled,
+        ),
+        (
+            "failed_total",
+            "counter",
+            "Generations that failed.",
+            stats.failed,
+        ),
+        (
+            "rejected_total",
+            "counter",
+            "Requests refused because the queue was full.",
+            stats.rejected,
+        ),
+    ];
+    for (name, kind, help, value) in figures {
+        let _ = write!(
+            text,
+            "# HELP fledgling_{name} {help}\n# TYPE fledgling_{name} {kind}\nfledgling_{name} {value}\n"
+        );
+    }
+    text
+}
+
+async fn serve(listener: TcpListener, app: Router, json: bool) -> Result<()> {
+    let url = url_of(listener.local_addr()?);
+    let stop = Arc::new(Notify::new());
+    let stopping = Arc::clone(&stop);
+    let _interrupt = Graceful::with(move || stopping.notify_waiters());
+    if json {
+        print_json(&serde_json::json!({"url": url}))?
+    } else {
+        print(&format!("{url}\n"))?
+    }
+    let (asked, ended) = (Arc::clone(&stop), Arc::clone(&stop));
+    let server =
+        axum::serve(listener, app).with_graceful_shutdown(async move { asked.notified().await });
+    let out_of_patience = async move {
+        ended.notified().await;
+        note("ending (Ctrl-C again ends at once)");
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        ended = server => ended.context("the server failed"),
+        () = out_of_patience => Ok(()),
+    }
+}
+
+fn url_of(address: SocketAddr) -> String {
+    format!("http://{address}")
+}

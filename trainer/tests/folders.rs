@@ -1,0 +1,242 @@
+//! Folders as models: safetensors as the hub has them, and runs. All become the GGUF file that everything else knows.
+
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test that cannot set itself up has failed"
+)]
+
+mod common;
+
+use common::{Place, Ran, hub_files, server::Server};
+use fledgling_core::{gguf::Gguf, quant::DType, spec::Family, testing::tiny_model};
+use safetensors::SafeTensors;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+const FAMILIES: [Family; 2] = [Family::Gpt2, Family::Llama];
+
+/// The greedy answer of a model.
+fn answer(place: &Place, model: &str) -> Value {
+    let args = [
+        "generate",
+        model,
+        "--prompt",
+        "Hello there",
+        "--max-tokens",
+        "12",
+        "--json",
+    ];
+    place.run(&args).json()["token_ids"].clone()
+}
+
+fn write_folder(place: &Place, name: &str, files: &[(&'static str, Vec<u8>)]) -> String {
+    for (file, bytes) in files {
+        place.write(&format!("{name}/{file}"), bytes);
+    }
+    place.path(name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_repository_of_safetensors_becomes_the_same_model() {
+    for family in FAMILIES {
+        let (place, server) = (Place::new(), Server::start());
+        server.put_repo("owner/repo", &hub_files(family));
+        Ran::of(
+            place
+                .command()
+                .env("HF_ENDPOINT", &server.url)
+                .args(["pull", "hf:owner/repo"]),
+        )
+        .ok();
+        assert_eq!(
+            place.list("home/models/owner--repo"),
+            ["fledgling.json", "owner--repo.gguf"]
+        );
+        let original = place.tiny("original.gguf", family, DType::F32);
+        assert_eq!(answer(&place, "hf:owner/repo"), answer(&place, &original));
+        let ids = |model: &str| {
+            place
+                .run(&[
+                    "tokenize",
+                    model,
+                    "--text",
+                    "Hello, größe <|im_end|>",
+                    "--json",
+                ])
+                .ok()
+        };
+        assert_eq!(ids("owner--repo"), ids(&original));
+        place
+            .run(&[
+                "generate",
+                "owner--repo",
+                "--chat",
+                "--prompt",
+                "Hi",
+                "--max-tokens",
+                "2",
+            ])
+            .ok();
+    }
+}
+
+#[test]
+fn shards_and_a_missing_prefix_make_no_difference() {
+    let place = Place::new();
+    for (family, prefix) in [(Family::Gpt2, "transformer."), (Family::Llama, "model.")] {
+        let mut files = hub_files(family);
+        let (_, whole) = files.pop().unwrap();
+        let tensors = SafeTensors::deserialize(&whole).unwrap();
+        let mut shards = [Vec::new(), Vec::new()];
+        let mut map = BTreeMap::new();
+        for (i, (name, view)) in tensors.iter().enumerate() {
+            let name = name.strip_prefix(prefix).unwrap_or(name).to_owned();
+            map.insert(
+                name.clone(),
+                format!("model-0000{}-of-00002.safetensors", i % 2 + 1),
+            );
+            shards[i % 2].push((name, view));
+        }
+        for (i, shard) in shards.into_iter().enumerate() {
+            let name = [
+                "model-00001-of-00002.safetensors",
+                "model-00002-of-00002.safetensors",
+            ][i];
+            files.push((name, safetensors::serialize(shard, None).unwrap()));
+        }
+        files.push((
+            "model.safetensors.index.json",
+            json!({"weight_map": map}).to_string().into_bytes(),
+        ));
+        let folder = write_folder(&place, prefix, &files);
+        let original = place.tiny("original.gguf", family, DType::F32);
+        assert_eq!(answer(&place, &folder), answer(&place, &original));
+    }
+}
+
+#[test]
+fn an_incomplete_folder_says_what_is_missing() {
+    let place = Place::new();
+    let files = hub_files(Family::Llama);
+    let without = |name: &str| {
+        files
+            .iter()
+            .filter(|(file, _)| *file != name)
+            .cloned()
+            .collect::<Vec<_>>()
+    };
+    let with =
+        |name: &'static str, bytes: &[u8]| [without(name), vec![(name, bytes.to_vec())]].concat();
+    let mut half = files[3].1.clone();
+    half.truncate(half.len() / 2);
+    let mut config: Value = serde_json::from_slice(&files[0].1).unwrap();
+    config["intermediate_size"] = json!(96);
+    let wide = config.to_string();
+    config["architectures"] = json!(["MambaForCausalLM"]);
+    config["model_type"] = json!("mamba");
+    let unknown = config.to_string();
+    let cases: [(&str, Vec<_>, &[&str]); 7] = [
+        (
+            "no-tokenizer",
+            without("tokenizer.json"),
+            &["tokenizer.json", "save_pretrained"],
+        ),
+        ("no-config", without("config.json"), &["config.json"]),
+        (
+            "no-weights",
+            without("model.safetensors"),
+            &["model.safetensors"],
+        ),
+        (
+            "half-weights",
+            with("model.safetensors", &half),
+            &["model.safetensors", "broken"],
+        ),
+        (
+            "wrong-shape",
+            with("config.json", wide.as_bytes()),
+            &["tensor", "shape", "config.json makes it"],
+        ),
+        (
+            "unknown",
+            with("config.json", unknown.as_bytes()),
+            &["mamba"],
+        ),
+        (
+            "broken-config",
+            with("config.json", b"{"),
+            &["config.json", "no JSON"],
+        ),
+    ];
+    for (name, files, says) in cases {
+        let folder = write_folder(&place, name, &files);
+        place.run(&["pull", &folder]).fails(1, says);
+        place.run(&["inspect", name]).fails(1, &["folder"]);
+        assert_eq!(
+            place.list(&format!("home/models/{name}")),
+            [""; 0],
+            "nothing half-written is left of {name}"
+        );
+    }
+    let empty = place.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    place
+        .run(&["generate", empty.to_str().unwrap(), "--prompt", "a"])
+        .fails(1, &["holds no model"]);
+}
+
+/// A finished run with the weights of a tiny model.
+fn write_run(place: &Place, name: &str, family: Family) -> String {
+    let gguf = Gguf::parse(tiny_model(family, DType::F32, 7).into()).unwrap();
+    let header = gguf.header();
+    let spec = fledgling_core::spec::ModelSpec::from_header(header).unwrap();
+    let mut metadata = header.metadata.clone();
+    metadata.set("fledgling.base_model", "the-base");
+    let record = json!({"format": 1, "name": name, "mode": "full", "base": {"name": "b", "path": "/nowhere", "sha256": ""}, "step": 3});
+    place.write(&format!("{name}/run.json"), record.to_string());
+    place.write(
+        &format!("{name}/header.gguf"),
+        fledgling::run::header_bytes(&spec, metadata).unwrap(),
+    );
+    let weights =
+        fledgling::run::model_bytes(&spec, |entry| Ok(gguf.tensor_f32(&entry.gguf)?)).unwrap();
+    place.write(&format!("{name}/model.safetensors"), weights);
+    place.path(name).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_run_is_a_model_everywhere() {
+    let place = Place::new();
+    for family in FAMILIES {
+        let run = write_run(&place, "run", family);
+        let original = place.tiny("original.gguf", family, DType::F32);
+        assert_eq!(answer(&place, &run), answer(&place, &original));
+        place
+            .run(&[
+                "export", &run, "--quant", "q8_0", "-o", "run.gguf", "--force",
+            ])
+            .ok();
+        place
+            .run(&[
+                "export",
+                &original,
+                "--quant",
+                "q8_0",
+                "-o",
+                "direct.gguf",
+                "--force",
+            ])
+            .ok();
+        assert_eq!(answer(&place, "run.gguf"), answer(&place, "direct.gguf"));
+        let inspected = place.run(&["inspect", "run.gguf", "--json"]).json();
+        assert_eq!(inspected["metadata"]["fledgling.base_model"], "the-base");
+    }
+    std::fs::remove_file(place.path("run/model.safetensors")).unwrap();
+    place
+        .run(&["generate", "run", "--prompt", "a"])
+        .fails(1, &["run", "no weights yet", "--resume"]);
+    place.write("run/run.json", "{");
+    place
+        .run(&["generate", "run", "--prompt", "a"])
+        .fails(1, &["run.json", "broken"]);
+}
