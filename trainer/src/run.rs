@@ -62,9 +62,9 @@ pub struct Record {
 pub struct Base {
     /// What the config called it.
     pub name: String,
-    /// The GGUF file.
+    /// Where it is: a GGUF file, or a folder.
     pub path: PathBuf,
-    /// Its SHA-256 in hexadecimal: a LoRA fits this file only.
+    /// SHA-256 of the GGUF file (of what a folder was converted to): a LoRA fits this file only.
     pub sha256: String,
 }
 

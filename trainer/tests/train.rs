@@ -333,6 +333,8 @@ fn what_does_not_fit_is_refused() {
         true,
         "have changed",
     );
+    let run = format!("base='{}'", place.folder.path().join("runs/a").display());
+    fails(place.config("c", "lora", &[&run]), false, "is a folder");
     fails(
         place.config(
             "b",

@@ -1,6 +1,7 @@
 //! One TOML file describes a run; `--set section.key=value` overrides a key. Unknown keys are refused with the nearest
 //! known one, numbers are checked against their ranges, and the resolved file is saved with the run.
 
+use crate::output::UsageError;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -430,7 +431,10 @@ impl ModelConfig {
 /// Applies `section.key=value`; a value that is no TOML is taken as a string.
 fn set(table: &mut toml::Table, item: &str) -> Result<()> {
     let Some((path, text)) = item.split_once('=') else {
-        bail!("--set {item}: give it as key=value, for example train.lr=1e-3");
+        return Err(UsageError(format!(
+            "--set {item}: give it as key=value, for example train.lr=1e-3"
+        ))
+        .into());
     };
     let value = toml::from_str::<toml::Table>(&format!("value = {text}"))
         .ok()

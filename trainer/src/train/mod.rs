@@ -150,11 +150,6 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
     };
     let lora = lora_of(&config, &spec)?;
     if let Some((size, entries)) = &lora {
-        ensure!(
-            base.path.is_absolute() || base.path.is_file(),
-            "a LoRA refers to its base as a GGUF file: export `{}` first",
-            config.base
-        );
         values.extend(start::lora_parameters(entries, size.rank, config.seed));
     }
     let lora_spec = lora.as_ref().map(|(size, _)| LoraSpec {
@@ -219,11 +214,17 @@ fn read_rows(paths: &[PathBuf], info: &ModelInfo, max_tokens: usize) -> Result<R
 }
 
 fn record_of(config: &Config, base: &models::Model, lora: Option<LoraSize>) -> Result<Record> {
-    let path = base
-        .path
+    let path = models::locate(&config.base)?;
+    ensure!(
+        lora.is_none() || path.is_file(),
+        "{} is a folder, and a LoRA refers to its base as a GGUF file: export it first (`fledgling export {} --quant f16 -o BASE.gguf`)",
+        path.display(),
+        config.base
+    );
+    let path = path
         .canonicalize()
-        .with_context(|| base.path.display().to_string())?;
-    let sha256 = run::sha256_hex(&fledgling_lambda::mapped_file(&path)?);
+        .with_context(|| path.display().to_string())?;
+    let sha256 = run::sha256_hex(&fledgling_lambda::mapped_file(&base.path)?);
     let mode = match config.mode {
         Mode::Scratch => "scratch",
         Mode::Full => "full",
