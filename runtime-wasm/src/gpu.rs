@@ -6,7 +6,7 @@
 use crate::error::RuntimeError;
 use futures_channel::oneshot;
 use std::sync::{Arc, Mutex, PoisonError};
-use wgpu::{BufferUsages, DeviceType, Limits, WgslLanguageFeatures};
+use wgpu::{BufferUsages, DeviceType, Limits};
 
 /// Storage buffers that the widest kernel binds.
 const STORAGE_BUFFERS: u32 = 7;
@@ -65,14 +65,6 @@ impl Gpu {
     /// [`RuntimeError::NoWebGpu`] with what is missing.
     pub async fn open() -> Result<Self, RuntimeError> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-        if !instance
-            .wgsl_language_features()
-            .contains(WgslLanguageFeatures::Packed4x8IntegerDotProduct)
-        {
-            return Err(RuntimeError::NoWebGpu(
-                "it has no packed_4x8_integer_dot_product; a newer browser has it".to_owned(),
-            ));
-        }
         let options = wgpu::RequestAdapterOptions {
             power_preference: wgpu::PowerPreference::HighPerformance,
             ..Default::default()
