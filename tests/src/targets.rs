@@ -1,7 +1,7 @@
 //! The same file on each target, through the door that its users take: the command, a page in a real browser, the
 //! Lambda function behind its Runtime API. (The native WebGPU engine needs wgpu and stands in the test itself.)
 
-use crate::runtime_api::RuntimeApi;
+use crate::runtime_api::{RuntimeApi, url_event};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use std::{
@@ -115,6 +115,8 @@ pub fn browser(model: &Path, prompt: &str, n_tokens: usize, device: &str) -> Res
             .current_dir(workspace().join("web"))
             .args([
                 "e2e/parity.mjs",
+                "--timeout-s",
+                "1200",
                 "--prompt",
                 prompt,
                 "--max-tokens",
@@ -144,11 +146,11 @@ fn completion(answer: &Value, prompt_key: &str, tokens_key: &str) -> Result<Comp
     })
 }
 
-/// The Lambda function: its text by `POST /v1/completions`, through a function URL's event.
+/// The Lambda function: `POST /v1/completions` through a function URL's event.
 ///
 /// # Errors
 /// When it does not start or answers anything but 200.
-pub fn lambda(model: &Path, prompt: &str, n_tokens: usize) -> Result<String> {
+pub fn lambda(model: &Path, prompt: &str, n_tokens: usize) -> Result<Completion> {
     let api = RuntimeApi::start()?;
     let model = model.to_str().context("the path is no UTF-8")?;
     let _function = api.spawn(
@@ -156,31 +158,24 @@ pub fn lambda(model: &Path, prompt: &str, n_tokens: usize) -> Result<String> {
         1769,
         &[("FLEDGLING_MODEL", model)],
     )?;
-    let body = json!({ "prompt": prompt, "max_tokens": n_tokens, "temperature": 0 });
-    let event = json!({
-        "version": "2.0",
-        "routeKey": "$default",
-        "rawPath": "/v1/completions",
-        "rawQueryString": "",
-        "headers": { "content-type": "application/json" },
-        "requestContext": {
-            "http": { "method": "POST", "path": "/v1/completions", "protocol": "HTTP/1.1", "sourceIp": "127.0.0.1", "userAgent": "test" },
-            "requestId": "parity", "stage": "$default", "time": "23/Nov/2026:00:00:00 +0000", "timeEpoch": 1_795_392_000_000_u64
-        },
-        "body": body.to_string(),
-        "isBase64Encoded": false
+    let body = json!({
+        "prompt": prompt, "max_tokens": n_tokens, "temperature": 0, "return_token_ids": true
     });
+    let json_type = [("content-type", "application/json")];
+    let event = url_event(
+        "POST",
+        "/v1/completions",
+        &json_type,
+        Some(Ok(&body.to_string())),
+    );
     let answer = api.invoke(&event).answer().map_err(anyhow::Error::msg)?;
     let status = answer.status();
     let answer = answer.json();
     ensure!(status == 200, "the function answered {status}: {answer}");
     ensure!(
         api.violations().is_empty(),
-        "the function broke the Runtime API's rules: {:?}",
+        "it broke the Runtime API's rules: {:?}",
         api.violations()
     );
-    Ok(answer["choices"][0]["text"]
-        .as_str()
-        .context("no text")?
-        .to_owned())
+    completion(&answer["choices"][0], "prompt_token_ids", "token_ids")
 }

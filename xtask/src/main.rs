@@ -2,12 +2,12 @@
 //!
 //! Every command calls [`setup`] for just what it needs; a second run installs nothing twice.
 
+mod build;
 mod check;
 mod paths;
 mod quickstart;
 mod setup;
 mod test;
-mod web;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -54,7 +54,7 @@ fn main() -> Result<()> {
         Command::Quickstart(args) => quickstart::run(&sh, &args),
         Command::Test(args) => test::run(&sh, &args),
         Command::Check => check::run(&sh),
-        Command::Web => web::build(&sh),
+        Command::Web => build::web(&sh),
         Command::Fixtures => Ok(cmd!(sh, "python3 tests/fixtures/make.py").run()?),
         Command::Fuzz { target, seconds } => fuzz(&sh, &target, seconds),
     }

@@ -1,6 +1,6 @@
 //! The main job, from nothing to a page that answers: pull, measure, fine-tune, export, measure again, serve.
 
-use crate::{paths, web};
+use crate::{build, paths};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{
@@ -35,9 +35,9 @@ struct Measured {
 }
 
 pub(crate) fn run(sh: &Shell, args: &Args) -> Result<()> {
-    web::build(sh)?;
+    build::web(sh)?;
     step("building the command (with Burn; some minutes the first time)");
-    cmd!(sh, "cargo build --release --package fledgling").run()?;
+    build::workspace(sh)?;
     let started = Instant::now();
     let fledgling = paths::fledgling();
 

@@ -1,6 +1,6 @@
 //! Every test: Rust by nextest, TypeScript by Vitest, and the flows in a real browser that both of them start.
 
-use crate::{setup, web};
+use crate::{build, setup};
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
@@ -12,11 +12,8 @@ pub(crate) struct Args {
 
 pub(crate) fn run(sh: &Shell, args: &Args) -> Result<()> {
     setup::all(sh)?;
-    web::build(sh)?;
-    println!("test: building the workspace");
-    cmd!(sh, "cargo build --release --workspace --all-targets")
-        .run()
-        .context("the workspace did not build")?;
+    build::web(sh)?;
+    build::workspace(sh)?;
     if args.filter.is_none() {
         let _web = sh.push_dir("web");
         cmd!(sh, "npm run --silent test")
