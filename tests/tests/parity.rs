@@ -73,7 +73,7 @@ fn assert_parity(model: &Path, prompt: &str) -> Result<()> {
     );
     assert_eq!(
         lambda(model, prompt, N_TOKENS)?,
-        expected.text,
+        expected,
         "the Lambda function against the terminal"
     );
     Ok(())
