@@ -46,7 +46,7 @@ export type ModelSource = string | URL | Blob | ArrayBuffer | ReadableStream<Uin
 
 export interface LoadOptions {
   device?: DeviceChoice;
-  /** The context in tokens; not given, the model's own. A smaller one needs less memory. */
+  /** The context in tokens; not given, the model's own, but at most 4096. A smaller one needs less memory. */
   nCtx?: number;
   /**
    * Keep what is downloaded from a URL in the browser's storage, take it from there next time, and go on
