@@ -804,8 +804,11 @@ fn an_interrupted_answer_ends_well_with_the_text_so_far() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+    // `wait` would close it, and the end of the input is a reason of its own to end.
+    let stdin = child.stdin.take();
     // The command waits for a line: Ctrl-C (here TERM) ends it at once, with the status that shells expect.
     std::thread::sleep(std::time::Duration::from_millis(500));
     end(&child);
     assert_eq!(child.wait().unwrap().code(), Some(130));
+    drop(stdin);
 }
