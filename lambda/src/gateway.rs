@@ -46,7 +46,6 @@ fn uri_without_stage(request: &Request) -> Option<Uri> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::*;
     use lambda_http::request::from_str;

@@ -43,7 +43,6 @@ fn map(path: &Path) -> io::Result<Bytes> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::*;
 

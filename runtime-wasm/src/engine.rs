@@ -326,6 +326,7 @@ impl GpuEngine {
 
 /// How feeding ended.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one value per token, moved once")]
 pub(crate) enum Fed {
     /// The logits are on the GPU.
     Logits,

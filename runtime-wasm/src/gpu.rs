@@ -84,20 +84,19 @@ impl Gpu {
     pub async fn open_named(name: &str) -> Result<Self, RuntimeError> {
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
         let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
-        match adapters
+        if let Some(adapter) = adapters
             .iter()
             .find(|adapter| adapter.get_info().name.contains(name))
         {
-            Some(adapter) => Self::from_adapter(adapter, adapter.limits()).await,
-            None => {
-                let names: Vec<_> = adapters
-                    .iter()
-                    .map(|adapter| adapter.get_info().name)
-                    .collect();
-                Err(RuntimeError::NoWebGpu(format!(
-                    "no adapter is named `{name}`, there are {names:?}"
-                )))
-            }
+            Self::from_adapter(adapter, adapter.limits()).await
+        } else {
+            let names: Vec<_> = adapters
+                .iter()
+                .map(|adapter| adapter.get_info().name)
+                .collect();
+            Err(RuntimeError::NoWebGpu(format!(
+                "no adapter is named `{name}`, there are {names:?}"
+            )))
         }
     }
 

@@ -275,7 +275,7 @@ fn silu(v: f32) -> f32 {
 }
 
 fn gelu(v: f32) -> f32 {
-    v / (1.0 + (-2.0 * 0.797_884_6 * (v + 0.044715 * (v * v * v))).exp())
+    v / (1.0 + (-2.0 * 0.797_884_6 * (v + 0.044_715 * (v * v * v))).exp())
 }
 
 fn epilogue_twin(key: Product, products: &[f32], bias: &[f32], y: &[f32]) -> Vec<f32> {
@@ -682,7 +682,9 @@ fn argmax_takes_the_lowest_of_equals_and_moves_the_step_on() {
         };
         let mut kernels = Kernels::new(&gpu, dims);
         let mut logits = noise(9, vocab_size);
-        ties.iter().for_each(|&id| logits[id] = 2.0);
+        for &id in &ties {
+            logits[id] = 2.0;
+        }
         let (tokens, step) = (upload(&gpu, &[0u32; 4]), step_buffer(&gpu, 10, 3));
         let step_read = gpu.storage("step", 16);
         let group = kernels.bind_argmax([&upload(&gpu, &logits), &tokens, &step_read]);

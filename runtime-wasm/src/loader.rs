@@ -26,6 +26,7 @@ const DEFAULT_N_CTX: usize = 4096;
 
 /// Where the model will compute.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one value per model")]
 pub enum Target {
     /// On this device.
     Gpu(Gpu),

@@ -68,7 +68,7 @@ pub(crate) struct Weights {
     pub(crate) embedding: usize,
     /// The output matrix; its parts share the embedding's buffers when the two are tied.
     pub(crate) head: usize,
-    /// [n_ctx, C], for learned positions.
+    /// [`n_ctx`, C], for learned positions.
     pub(crate) positions: Option<Buffer>,
     targets: HashMap<String, Vec<Target>>,
 }

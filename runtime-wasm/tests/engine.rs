@@ -1,5 +1,7 @@
 //! The WebGPU engine on lavapipe against the CPU engine: tiny random models of both families in every element type.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use bytes::Bytes;
 use fledgling_core::{
     cpu::{CpuEngine, CpuOptions, KvDType},

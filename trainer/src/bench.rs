@@ -81,8 +81,7 @@ fn run_cpu(args: &CpuArgs) -> Result<()> {
     }
     let rss = report
         .peak_rss_mib
-        .map(|mib| format!("{mib:.0} MiB"))
-        .unwrap_or_else(|| "unknown".to_owned());
+        .map_or_else(|| "unknown".to_owned(), |mib| format!("{mib:.0} MiB"));
     print(&format!(
         "{} on {}, {}, {} threads\n  prefill {:9.1} tokens/s ({} tokens)\n  decode  {:9.1} tokens/s ({} tokens)\n  decode  {:9.1} tokens/s behind the prompt\n  load    {:9.1} ms\n  peak memory {rss}\n",
         report.model,

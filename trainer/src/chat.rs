@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<()> {
             "/reset" => conversation.reset(),
             "/help" => note(HELP),
             command if command.starts_with('/') && !command.contains(' ') => {
-                note(format!("`{command}` is not known. {HELP}"))
+                note(format!("`{command}` is not known. {HELP}"));
             }
             text => conversation.turn(text, &engine, &mut session)?,
         }

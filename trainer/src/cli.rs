@@ -72,7 +72,7 @@ fn report(error: &Error) -> ExitCode {
         return ExitCode::SUCCESS;
     }
     note(format!("error: {error:#}"));
-    if error.chain().any(|cause| cause.is::<UsageError>()) {
+    if error.chain().any(<dyn std::error::Error>::is::<UsageError>) {
         ExitCode::from(2)
     } else {
         ExitCode::FAILURE

@@ -126,6 +126,9 @@ impl SamplingArgs {
 }
 
 /// A whole number of at least 1.
+///
+/// # Errors
+/// Anything else.
 pub fn positive(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("must be a whole number of at least 1".to_owned()),

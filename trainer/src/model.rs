@@ -229,8 +229,8 @@ pub fn context_len(model: &Model, asked: Option<usize>, wanted: usize) -> Result
     match asked {
         Some(asked) if asked > n_ctx => Err(UsageError(format!(
             "--ctx {asked}: the model was made for {n_ctx} positions"
-        )))
-        .map_err(Into::into),
+        ))
+        .into()),
         Some(asked) => Ok(asked),
         None => Ok(wanted.min(n_ctx)),
     }

@@ -189,12 +189,12 @@ fn open_base(base: &Base) -> Result<Gguf> {
     Gguf::parse(bytes).with_context(|| base.path.display().to_string())
 }
 
+/// Values of tensors by name: the table's `burn` names where a module is built of them.
+pub type Parameters = BTreeMap<String, Vec<f32>>;
+
 /// SHA-256 in hexadecimal.
 pub fn sha256_hex(bytes: &[u8]) -> String {
-    Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    format!("{:x}", Sha256::digest(bytes))
 }
 
 impl Run {
@@ -338,9 +338,7 @@ pub fn safetensors_bytes(
 ///
 /// # Errors
 /// When the bytes are no such file.
-pub fn safetensors_contents(
-    bytes: &[u8],
-) -> Result<(BTreeMap<String, Vec<f32>>, BTreeMap<String, String>)> {
+pub fn safetensors_contents(bytes: &[u8]) -> Result<(Parameters, BTreeMap<String, String>)> {
     let (_, header) = SafeTensors::read_metadata(bytes)?;
     let notes = header
         .metadata()

@@ -291,9 +291,9 @@ async fn serve(listener: TcpListener, app: Router, json: bool) -> Result<()> {
     let stopping = Arc::clone(&stop);
     let _interrupt = Graceful::with(move || stopping.notify_waiters());
     if json {
-        print_json(&serde_json::json!({"url": url}))?
+        print_json(&serde_json::json!({"url": url}))?;
     } else {
-        print(&format!("{url}\n"))?
+        print(&format!("{url}\n"))?;
     }
     let (asked, ended) = (Arc::clone(&stop), Arc::clone(&stop));
     let server =

@@ -26,13 +26,13 @@ pub struct Args {
     /// Read the text from a file (default: standard input)
     #[arg(long)]
     file: Option<PathBuf>,
-    /// Read special tokens such as <|im_start|> in the text as themselves, not as their letters
+    /// Read special tokens such as `<|im_start|>` in the text as themselves, not as their letters
     #[arg(long)]
     parse_special: bool,
     /// Begin with the begin-of-sequence token
     #[arg(long)]
     add_bos: bool,
-    /// Print {"token_ids":[…]}
+    /// Print `{"token_ids":[…]}`
     #[arg(long)]
     json: bool,
 }

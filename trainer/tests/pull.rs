@@ -264,7 +264,7 @@ fn what_is_no_model_is_refused() {
             place
                 .list(&format!("home/models/{name}"))
                 .iter()
-                .filter(|file| file.ends_with(".gguf"))
+                .filter(|file| Path::new(file).extension().is_some_and(|ext| ext == "gguf"))
                 .count(),
             0,
             "{name}"

@@ -79,15 +79,15 @@ impl Place {
         Config::parse(&text, &overrides).unwrap()
     }
 
-    fn train(&self, config: Config, resume: bool, until: Option<u64>) -> anyhow::Result<Outcome> {
-        let base = model::open(&config.base)?;
-        prepare(config, &base)?.train(resume, until)
-    }
-
     fn rows(&self, file: &str, max_tokens: usize) -> anyhow::Result<data::Rows> {
         let base = model::open(self.folder.path().join("base.gguf").to_str().unwrap())?;
         data::read(&[self.folder.path().join(file)], &base.info, max_tokens)
     }
+}
+
+fn train(config: Config, resume: bool, until: Option<u64>) -> anyhow::Result<Outcome> {
+    let base = model::open(&config.base)?;
+    prepare(config, &base)?.train(resume, until)
 }
 
 #[test]
@@ -181,9 +181,7 @@ fn every_mode_learns_its_rows_and_leaves_a_run_that_opens() {
             } else {
                 &["train.steps=30"]
             };
-            let outcome = place
-                .train(place.config(mode, mode, more), false, None)
-                .unwrap();
+            let outcome = train(place.config(mode, mode, more), false, None).unwrap();
             let (before, after) = (
                 outcome.valid_perplexity_before.unwrap(),
                 outcome.valid_perplexity.unwrap(),
@@ -206,7 +204,7 @@ fn a_merged_lora_computes_what_it_computed_in_training() {
     for family in [Family::Gpt2, Family::Llama] {
         let place = Place::new(family);
         let config = place.config("merge", "lora", &["lora.rank=4", "lora.alpha=8"]);
-        let outcome = place.train(config.clone(), false, None).unwrap();
+        let outcome = train(config.clone(), false, None).unwrap();
         let base = model::open(&config.base).unwrap();
         let spec = base.info.spec.clone();
         let adapter = fs::read(outcome.run.join(run::ADAPTER_FILE)).unwrap();
@@ -244,7 +242,7 @@ fn a_merged_lora_computes_what_it_computed_in_training() {
         let mut session = engine.session(32).unwrap();
         engine
             .forward_all(&mut session, &tokens, &mut |_, logits| {
-                got.extend_from_slice(logits)
+                got.extend_from_slice(logits);
             })
             .unwrap();
         let largest = got
@@ -267,18 +265,16 @@ fn a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted() {
     let place = Place::new(Family::Llama);
     for mode in ["full", "lora"] {
         let name = |kind: &str| format!("{mode}-{kind}");
-        let straight = place
-            .train(place.config(&name("straight"), mode, &[]), false, None)
-            .unwrap();
+        let straight = train(place.config(&name("straight"), mode, &[]), false, None).unwrap();
         let config = place.config(&name("broken"), mode, &[]);
-        let first = place.train(config.clone(), false, Some(2)).unwrap();
+        let first = train(config.clone(), false, Some(2)).unwrap();
         assert!(first.interrupted && first.step == 2);
         assert!(
             model::open(first.run.to_str().unwrap()).is_ok(),
             "an interrupted run has weights"
         );
-        place.train(config.clone(), true, Some(5)).unwrap();
-        let last = place.train(config, true, None).unwrap();
+        train(config.clone(), true, Some(5)).unwrap();
+        let last = train(config, true, None).unwrap();
         assert!(!last.interrupted && last.step == 6);
         let tensors = |folder: &Path| {
             run::safetensors_contents(&fs::read(folder.join("state.safetensors")).unwrap())
@@ -311,7 +307,7 @@ fn a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted() {
 fn what_does_not_fit_is_refused() {
     let place = Place::new(Family::Llama);
     let fails = |config: Config, resume: bool, expect: &str| {
-        let error = format!("{:#}", place.train(config, resume, None).unwrap_err());
+        let error = format!("{:#}", train(config, resume, None).unwrap_err());
         assert!(error.contains(expect), "{error}");
     };
     fails(
@@ -325,9 +321,7 @@ fn what_does_not_fit_is_refused() {
         "the model has 128 positions only",
     );
     fails(place.config("a", "lora", &[]), true, "cannot resume");
-    place
-        .train(place.config("a", "lora", &[]), false, Some(1))
-        .unwrap();
+    train(place.config("a", "lora", &[]), false, Some(1)).unwrap();
     fails(
         place.config("a", "lora", &["train.lr=1e-3"]),
         true,

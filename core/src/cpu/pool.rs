@@ -380,11 +380,7 @@ impl Columns<'_> {
 }
 
 #[cfg(test)]
-#[allow(
-    clippy::unwrap_used,
-    clippy::float_cmp,
-    reason = "tests, of whole numbers"
-)]
+#[allow(clippy::float_cmp, reason = "whole numbers")]
 mod tests {
     use super::*;
     use std::time::Duration;

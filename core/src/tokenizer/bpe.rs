@@ -211,7 +211,6 @@ pub(super) struct Scratch {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

@@ -190,7 +190,7 @@ impl Client {
     }
 }
 
-/// The bytes so far, and the ETag that says which version of the file they belong to.
+/// The bytes so far, and the `ETag` that says which version of the file they belong to.
 struct Part {
     path: PathBuf,
     etag_path: PathBuf,
@@ -309,11 +309,7 @@ pub fn sha256_file(path: &Path) -> Result<String> {
     let mut hasher = Sha256::new();
     std::io::copy(&mut file, &mut hasher)
         .with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(format!("{:x}", hasher.finalize()))
 }
 
 fn check_status(response: &Response<Body>, url: &str) -> Result<()> {

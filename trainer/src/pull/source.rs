@@ -2,7 +2,7 @@
 
 use crate::{cache, output::UsageError};
 use anyhow::Result;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A model with a name of its own, and the places it can be had from, best first.
 #[derive(Debug, PartialEq, Eq)]
@@ -180,7 +180,9 @@ fn parse_hub(text: &str, rest: &str) -> Result<HubSource> {
         None => (rest, None),
     };
     let (repo, revision) = repo.split_once('@').unwrap_or((repo, "main"));
-    let file_ok = file.is_none_or(|file| file.ends_with(".gguf") && file.split('/').all(plain));
+    let file_ok = file.is_none_or(|file| {
+        Path::new(file).extension().is_some_and(|ext| ext == "gguf") && file.split('/').all(plain)
+    });
     if !plain(owner) || !plain(repo) || !plain(revision) || !file_ok {
         return Err(usage().into());
     }

@@ -5,14 +5,14 @@
 
 use super::{
     config::Config,
-    model::{Parameters, Transformer, to_vec, trained_parameters, visit_parameters},
+    model::{Transformer, to_vec, trained_parameters, visit_parameters},
     optim::{AdamW, AdamWConfig, Moments},
     start::layer_name,
 };
 use crate::{
     files::write_whole,
     run::{
-        ADAPTER_FILE, LoraSize, MODEL_FILE, lora_b_entry, model_bytes, peft_names,
+        ADAPTER_FILE, LoraSize, MODEL_FILE, Parameters, lora_b_entry, model_bytes, peft_names,
         safetensors_bytes, safetensors_contents,
     },
 };
@@ -161,7 +161,7 @@ pub fn save_weights(
         None => {
             let mut values = BTreeMap::new();
             visit_parameters(model, |name, value, _| {
-                drop(values.insert(name.to_owned(), value))
+                drop(values.insert(name.to_owned(), value));
             });
             let bytes = model_bytes(model.spec(), |entry| {
                 values

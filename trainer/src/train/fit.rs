@@ -157,14 +157,14 @@ impl Fit {
     pub fn run(
         mut self,
         mut model: Transformer,
-        state: Option<State>,
+        state: Option<&State>,
         until: Option<u64>,
         reporter: &mut Reporter,
     ) -> Result<Outcome> {
         let graceful = Graceful::begin();
         let started = Instant::now();
         let n_steps = n_steps(&self.config, self.train.rows.len());
-        let (mut progress, mut optimizer) = match &state {
+        let (mut progress, mut optimizer) = match state {
             Some(state) => (
                 state.progress.clone(),
                 state.optimizer(adamw_config(&self.config), &self.device.clone().inner()),

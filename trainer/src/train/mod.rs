@@ -20,7 +20,7 @@ use crate::{
     files::write_whole,
     interrupt, model as models,
     output::{note, print, print_json},
-    run::{self, Base, HEADER_FILE, LoraSize, RECORD_FILE, Record, header_bytes},
+    run::{self, Base, HEADER_FILE, LoraSize, Parameters, RECORD_FILE, Record, header_bytes},
 };
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Device;
@@ -331,7 +331,7 @@ impl Prepared {
             &fit.folder.join("metrics.jsonl"),
             state.as_ref().map_or(0, |state| state.progress.step),
         )?;
-        fit.run(model, state, until, &mut reporter)
+        fit.run(model, state.as_ref(), until, &mut reporter)
     }
 
     /// What would be done, for machines.
@@ -339,7 +339,7 @@ impl Prepared {
         let spec = self.model.spec();
         let mut n_parameters = 0;
         model::visit_parameters(&self.model, |_, value, _| {
-            n_parameters += value.shape().num_elements()
+            n_parameters += value.shape().num_elements();
         });
         let n_trained = fit::count_trained(&self.model);
         let rows = &self.fit.train.rows;
@@ -372,7 +372,7 @@ impl Prepared {
 }
 
 /// Gives trained parameters the values of a state.
-fn with_values(model: Transformer, values: &model::Parameters) -> Result<Transformer> {
+fn with_values(model: Transformer, values: &Parameters) -> Result<Transformer> {
     let expected = model::trained_parameters(&model);
     for (name, value) in &expected {
         ensure!(

@@ -5,9 +5,10 @@
 //! of a LoRA add `.lora_a` and `.lora_b` beside their `.weight`.
 //!
 //! Activations are `[N, C]` with N = B·T, so that every linear layer is one plain matrix product; only attention
-//! looks at `[B, H, T, D]`. Legend: B batch, T tokens, C n_embd, H heads, D head_dim, V vocabulary, M counted positions.
+//! looks at `[B, H, T, D]`. Legend: B batch, T tokens, C `n_embd`, H heads, D `head_dim`, V vocabulary, M counted positions.
 
 use super::{kernels::Heads, ops};
+use crate::run::Parameters;
 use anyhow::{Result, ensure};
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -18,6 +19,10 @@ use std::collections::BTreeMap;
 
 /// Low-rank addition to a frozen matrix: `y = W x + scale · B (A x)`, never formed as a dense product.
 #[derive(Module, Debug)]
+#[expect(
+    clippy::struct_field_names,
+    reason = "PEFT's names of the two matrices"
+)]
 pub struct Lora {
     /// [rank, in]
     lora_a: Param<Tensor<2>>,
@@ -117,9 +122,6 @@ pub struct LoraSpec {
     /// `scale = alpha / rank`.
     pub alpha: f64,
 }
-
-/// Values of a parameter by its `burn` name, for building a module.
-pub type Parameters = BTreeMap<String, Vec<f32>>;
 
 /// Takes parameters out of a map and puts them on a device.
 struct Builder<'a> {
@@ -434,6 +436,10 @@ pub fn trained_parameters(model: &Transformer) -> Parameters {
 }
 
 /// The values of a tensor.
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "the trainer makes no tensor of another type"
+)]
 pub fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor
         .into_data()

@@ -130,8 +130,8 @@ fn tracked<B: Kernels, C: CheckpointStrategy, const N: usize>(
     inputs: [FloatTensor<Autodiff<B, C>>; N],
     op: Op,
 ) -> FloatTensor<Autodiff<B, C>> {
-    let nodes = inputs.each_ref().map(|input| input.node());
-    let values = inputs.map(|input| input.into_primitive());
+    let nodes = inputs.each_ref().map(FloatTensor::<Autodiff<B, C>>::node);
+    let values = inputs.map(FloatTensor::<Autodiff<B, C>>::into_primitive);
     match FusedBackward.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
             let output = <B as Kernels>::forward(&op, values.clone());

@@ -118,7 +118,7 @@ impl Reporter {
             note(format!(
                 "step {step}: held-out loss {loss:.4}, perplexity {:.3}",
                 loss.exp()
-            ))
+            ));
         });
         Ok(())
     }

@@ -2,9 +2,9 @@
 
 use super::{
     config::{FamilyName, LoraConfig, ModelConfig},
-    model::{Parameters, lora_names},
+    model::lora_names,
 };
-use crate::run::{lora_b_entry, peft_names};
+use crate::run::{Parameters, lora_b_entry, peft_names};
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_core::{
     gguf::Gguf,
