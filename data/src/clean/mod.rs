@@ -1,0 +1,1 @@
+//! What is mended in a document, and which documents are left out.

@@ -1,0 +1,1 @@
+//! Documents to token ids, and which of them count in the loss.

@@ -1,0 +1,1 @@
+//! Documents to rows of at most `context` tokens.

@@ -1,0 +1,1 @@
+//! The files that training reads: tokens, mask, segments and their manifest.
