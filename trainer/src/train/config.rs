@@ -1,8 +1,8 @@
 //! One TOML file describes a run; `--set section.key=value` overrides a key. Unknown keys are refused with the nearest
 //! known one, numbers are checked against their ranges, and the resolved file is saved with the run.
 
-use crate::output::UsageError;
 use anyhow::{Context, Result, bail, ensure};
+use fledgling_data::toml_config;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -200,53 +200,17 @@ fn default_max_tokens() -> usize {
     512
 }
 
-/// Every key there is, by section, for the advice on a misspelt one. A test holds it to the structs.
-const KEYS: &[(&str, &[&str])] = &[
-    (
-        "",
-        &[
-            "name", "mode", "base", "runs_dir", "seed", "threads", "data", "train", "lora", "model",
-        ],
-    ),
-    ("data", &["train", "valid", "max_tokens"]),
-    (
-        "train",
-        &[
-            "epochs",
-            "steps",
-            "batch",
-            "accumulate",
-            "lr",
-            "schedule",
-            "min_lr_ratio",
-            "warmup",
-            "weight_decay",
-            "beta1",
-            "beta2",
-            "eps",
-            "clip",
-            "eval_every",
-            "save_every",
-        ],
-    ),
-    ("lora", &["rank", "alpha", "targets"]),
-    (
-        "model",
-        &[
-            "family", "layers", "width", "heads", "kv_heads", "ff", "ctx",
-        ],
-    ),
-];
-
 impl Config {
     /// Reads a file and the overrides of the command line.
     ///
     /// # Errors
     /// With the file, the key, and what is allowed.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the config {}", path.display()))?;
-        Self::parse(&text, overrides).with_context(|| format!("in the config {}", path.display()))
+        let config: Self = toml_config::load(path, overrides)?;
+        config
+            .check()
+            .with_context(|| format!("in the config {}", path.display()))?;
+        Ok(config)
     }
 
     /// Reads the text of a config.
@@ -254,12 +218,7 @@ impl Config {
     /// # Errors
     /// As [`Self::load`].
     pub fn parse(text: &str, overrides: &[String]) -> Result<Self> {
-        let mut table: toml::Table = toml::from_str(text)?;
-        for item in overrides {
-            set(&mut table, item)?;
-        }
-        check_keys(&table)?;
-        let config: Self = table.try_into()?;
+        let config: Self = toml_config::parse(text, overrides)?;
         config.check()?;
         Ok(config)
     }
@@ -428,73 +387,6 @@ impl ModelConfig {
     }
 }
 
-/// Applies `section.key=value`; a value that is no TOML is taken as a string.
-fn set(table: &mut toml::Table, item: &str) -> Result<()> {
-    let Some((path, text)) = item.split_once('=') else {
-        return Err(UsageError(format!(
-            "--set {item}: give it as key=value, for example train.lr=1e-3"
-        ))
-        .into());
-    };
-    let value = toml::from_str::<toml::Table>(&format!("value = {text}"))
-        .ok()
-        .and_then(|mut table| table.remove("value"))
-        .unwrap_or_else(|| toml::Value::String(text.to_owned()));
-    let (sections, key) = match path.trim().rsplit_once('.') {
-        Some((sections, key)) => (sections.split('.').collect(), key),
-        None => (Vec::new(), path.trim()),
-    };
-    let mut place = table;
-    for section in sections {
-        let entry = place
-            .entry(section)
-            .or_insert_with(|| toml::Value::Table(toml::Table::new()));
-        place = entry
-            .as_table_mut()
-            .with_context(|| format!("--set {item}: `{section}` is no section"))?;
-    }
-    place.insert(key.to_owned(), value);
-    Ok(())
-}
-
-fn check_keys(table: &toml::Table) -> Result<()> {
-    check_section(table, "")?;
-    for (name, value) in table {
-        if let Some(section) = value.as_table() {
-            check_section(section, name)?;
-        }
-    }
-    Ok(())
-}
-
-fn check_section(table: &toml::Table, section: &str) -> Result<()> {
-    let known = KEYS
-        .iter()
-        .find(|(name, _)| *name == section)
-        .map_or(&[][..], |(_, keys)| keys);
-    let Some(unknown) = table.keys().find(|key| !known.contains(&key.as_str())) else {
-        return Ok(());
-    };
-    let shown = if section.is_empty() {
-        unknown.clone()
-    } else {
-        format!("{section}.{unknown}")
-    };
-    let nearest = known
-        .iter()
-        .map(|key| (strsim::jaro_winkler(unknown, key), key))
-        .max_by(|a, b| a.0.total_cmp(&b.0));
-    match nearest {
-        Some((similarity, key)) if similarity > 0.7 => {
-            bail!("unknown key `{shown}`: did you mean `{key}`?")
-        }
-        _ => bail!(
-            "unknown key `{shown}`; the keys here are {}",
-            known.join(", ")
-        ),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -520,26 +412,6 @@ mod tests {
     }
 
     #[test]
-    fn the_list_of_keys_is_that_of_the_structs() {
-        let full = "name='a'\nmode='scratch'\nbase='b'\nruns_dir='r'\nseed=1\nthreads=1\n[data]\ntrain=['t']\nvalid=[]\nmax_tokens=9\n\
-                    [train]\nsteps=1\n[lora]\n[model]\nfamily='llama'\nlayers=1\nwidth=8\nheads=2\nkv_heads=1\nff=8\nctx=8\n";
-        let config: Config = toml::from_str(full).unwrap();
-        let table = toml::Table::try_from(&config).unwrap();
-        for (section, keys) in KEYS {
-            let found = if section.is_empty() {
-                &table
-            } else {
-                table[*section].as_table().unwrap()
-            };
-            let mut found: Vec<_> = found.keys().map(String::as_str).collect();
-            let mut keys = keys.to_vec();
-            found.sort_unstable();
-            keys.sort_unstable();
-            assert_eq!(found, keys, "section `{section}`");
-        }
-    }
-
-    #[test]
     fn mistakes_are_named() {
         let check = |more: &str, overrides: &[&str], expect: &str| {
             let overrides: Vec<_> = overrides.iter().map(ToString::to_string).collect();
@@ -561,7 +433,6 @@ mod tests {
         check("", &["mode=scratch"], "needs a section [model]");
         check("", &["mode=loar"], "loar");
         check("", &["name=../x"], "a run's name");
-        check("", &["oops"], "key=value");
         check("", &["lora.rank=0"], "lora.rank = 0");
     }
 }
