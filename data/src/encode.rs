@@ -227,7 +227,7 @@ impl Encoder {
         if !ids.iter().any(is_end) {
             ids.extend(self.tokenizer.eos());
         }
-        let end = ids.iter().position(|id| is_end(id));
+        let end = ids.iter().position(is_end);
         let n_counted = end.map_or(ids.len(), |idx| idx + 1);
         counted.extend((0..ids.len()).map(|idx| idx < n_counted));
         tokens.extend(ids);

@@ -159,7 +159,7 @@ fn documents() -> impl Strategy<Value = Vec<Encoded>> {
         let document = |(len, is_text, bits): (usize, bool, u64)| {
             let tokens: Vec<u32> = (next..next + len as u32).collect();
             next += len as u32;
-            let mask = |_| {
+            let mask = |()| {
                 (0..len)
                     .map(|i| i > 0 && bits >> (i % 64) & 1 == 1)
                     .collect()
