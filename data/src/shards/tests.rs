@@ -377,7 +377,7 @@ fn data_for_another_tokenizer_is_refused() {
     let other_template = info(|header| {
         header
             .metadata
-            .set("tokenizer.chat_template", "{{ messages }}")
+            .set("tokenizer.chat_template", "{{ messages }}");
     });
     let folder = tempfile::tempdir().unwrap();
     let open = |uses_template| {
