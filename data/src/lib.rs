@@ -23,3 +23,4 @@ pub mod shards;
 pub mod split;
 pub mod spool;
 pub mod tokenizer_training;
+pub mod words;
