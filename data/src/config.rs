@@ -123,9 +123,13 @@ pub enum Split {
     Test,
 }
 
-/// What is mended and filtered, in this order.
+/// What is mended and filtered, in this order, but that masks come before `lowercase`, which leaves them as they are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "switches of a file, each with a name there"
+)]
 pub struct CleanConfig {
     /// Unicode normalisation.
     pub unicode: Unicode,

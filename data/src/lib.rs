@@ -25,3 +25,4 @@ pub mod split;
 pub mod spool;
 pub mod tokenizer_training;
 pub mod toml_config;
+pub mod words;
