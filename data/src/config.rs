@@ -64,6 +64,16 @@ pub struct Source {
     pub name: Option<String>,
 }
 
+impl Source {
+    /// All that is found at `path`, by usual names.
+    pub fn of(path: &str) -> Self {
+        Self {
+            path: path.to_owned(),
+            ..Self::default()
+        }
+    }
+}
+
 /// What a file is, once it is decompressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -121,6 +131,24 @@ pub enum Split {
     Valid,
     /// To be looked at last.
     Test,
+}
+
+impl Split {
+    /// The split of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Train, Self::Valid, Self::Test]
+            .into_iter()
+            .find(|split| split.name() == name)
+    }
+
+    /// `train`, `valid` or `test`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Valid => "valid",
+            Self::Test => "test",
+        }
+    }
 }
 
 /// What is mended and filtered, in this order, but that masks come before `lowercase`, which leaves them as they are.

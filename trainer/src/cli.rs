@@ -1,9 +1,9 @@
 //! The command line: which commands there are, and what an error becomes.
 
 use crate::{
-    bench, chat, doctor, eval, export, generate, inspect, interrupt,
+    bench, chat, data, doctor, eval, export, generate, inspect, interrupt,
     output::{StdoutClosed, UsageError, note},
-    pull, serve, tokenize,
+    pull, serve, tokenize, tokenizer,
 };
 use anyhow::{Error, Result};
 use clap::{Parser, Subcommand};
@@ -25,6 +25,7 @@ struct Cli {
 enum Command {
     Doctor(doctor::Args),
     Pull(pull::Args),
+    Data(data::Args),
     #[cfg(feature = "train")]
     Train(crate::train::TrainArgs),
     Eval(eval::Args),
@@ -33,6 +34,7 @@ enum Command {
     Chat(chat::Args),
     Serve(serve::Args),
     Tokenize(tokenize::Args),
+    Tokenizer(tokenizer::Args),
     Inspect(inspect::Args),
     Bench(bench::Args),
 }
@@ -54,6 +56,7 @@ fn run(command: &Command) -> Result<()> {
     match command {
         Command::Doctor(args) => doctor::run(args),
         Command::Pull(args) => pull::run(args),
+        Command::Data(args) => data::run(args),
         #[cfg(feature = "train")]
         Command::Train(args) => crate::train::run(args),
         Command::Eval(args) => eval::run(args),
@@ -62,8 +65,20 @@ fn run(command: &Command) -> Result<()> {
         Command::Chat(args) => chat::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Tokenize(args) => tokenize::run(args),
+        Command::Tokenizer(args) => tokenizer::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
+    }
+}
+
+/// `key=value`, for `--set`.
+///
+/// # Errors
+/// When there is no `=`.
+pub fn key_value(text: &str) -> Result<String, String> {
+    match text.split_once('=') {
+        Some((key, _)) if !key.trim().is_empty() => Ok(text.to_owned()),
+        _ => Err("give it as key=value, for example train.lr=1e-3".to_owned()),
     }
 }
 

@@ -6,6 +6,7 @@ pub mod cache;
 pub mod chat;
 pub mod cli;
 pub mod convert;
+pub mod data;
 pub mod doctor;
 pub mod eval;
 pub mod export;
@@ -21,5 +22,6 @@ pub mod pull;
 pub mod run;
 pub mod serve;
 pub mod tokenize;
+pub mod tokenizer;
 #[cfg(feature = "train")]
 pub mod train;

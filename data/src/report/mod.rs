@@ -239,7 +239,7 @@ impl Report {
         for split in &self.splits {
             text += &format!(
                 "{:5}  {:>12} documents  {:>12} rows  {:>14} tokens ({} counted)  {:.1} % full\n",
-                name_of(split.split),
+                split.split.name(),
                 thousands(split.documents),
                 thousands(split.rows),
                 thousands(split.tokens),
@@ -248,15 +248,6 @@ impl Report {
             );
         }
         text
-    }
-}
-
-/// `train`, `valid`, `test`.
-pub fn name_of(split: Split) -> &'static str {
-    match split {
-        Split::Train => "train",
-        Split::Valid => "valid",
-        Split::Test => "test",
     }
 }
 

@@ -45,7 +45,7 @@ pub struct TrainArgs {
     #[arg(value_name = "CONFIG.toml")]
     pub config: PathBuf,
     /// Override a key of the config
-    #[arg(long, value_name = "KEY=VALUE")]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = crate::cli::key_value)]
     pub set: Vec<String>,
     /// Go on with an interrupted run
     #[arg(long)]
