@@ -4,6 +4,8 @@
 //! `n - 1` positions, and the positions of a row are at most the context. Where a document is cut, the two parts share
 //! one token: the last target of the one is the first input of the other, so that each token is a target exactly once.
 //!
+//! Documents bring their own end tokens: none is added here, in no mode.
+//!
 //! Rows come out in an order that depends on the documents and their order only, and memory is bounded: at most
 //! [`OPEN_ROWS`] rows are open.
 

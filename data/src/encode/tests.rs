@@ -269,3 +269,32 @@ fn other_tokenizers_have_other_fingerprints() {
     });
     assert_ne!(same, merges);
 }
+
+#[test]
+fn the_kinds_of_tokenizers_keep_their_fingerprints_without_their_json_and_with_padding() {
+    let encoder = |tokenizer: Tokenizer| Encoder {
+        name: String::new(),
+        tokenizer: Arc::new(tokenizer),
+        template: Err(ModelError::NoChatTemplate),
+    };
+    let mut seen = Vec::new();
+    for name in ["gpt2", "smollm", "llama3", "llama2"] {
+        let path = format!(
+            "{}/../core/tests/fixtures/tokenizer/{name}.json",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let config = br#"{"bos_token":"<s>","eos_token":"</s>","unk_token":"<unk>"}"#;
+        let config = (name == "llama2").then_some(config.as_slice());
+        let tokenizer = Tokenizer::from_hf_json(&fs::read(path).unwrap(), config).unwrap();
+        let mut metadata = tokenizer.to_metadata_with_rows(tokenizer.vocab_size() + 7);
+        metadata.remove("tokenizer.huggingface.json");
+        let bare = Tokenizer::from_metadata(&metadata).unwrap();
+        assert_eq!(bare.vocab_size(), tokenizer.vocab_size() + 7);
+        let sha256 = encoder(tokenizer).sha256();
+        assert_eq!(encoder(bare).sha256(), sha256, "{name}");
+        seen.push(sha256);
+    }
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!(seen.len(), 4);
+}

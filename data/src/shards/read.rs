@@ -253,6 +253,39 @@ impl SplitShards {
         Ok(row)
     }
 
+    /// Tokens to be learnt in a segment of the row `idx`; looks at the mask only.
+    ///
+    /// # Panics
+    /// When there is no such row, or the range is beyond it.
+    pub fn n_counted_in(&self, idx: usize, range: Range<usize>) -> usize {
+        let (shard, row_idx) = self.find(idx);
+        let record = shard.record(row_idx);
+        assert_within(&range, record);
+        let Some(mask) = &shard.mask else {
+            return range.len() - 1;
+        };
+        let first = record.first_token as usize;
+        (first + range.start + 1..first + range.end)
+            .filter(|i| is_set(mask, *i))
+            .count()
+    }
+
+    /// Looks at all ids once, for readers that cannot end with an error in the middle.
+    ///
+    /// # Errors
+    /// When an id is beyond the vocabulary.
+    pub fn check_ids(&self) -> Result<()> {
+        for shard in &self.shards {
+            let width = id_bytes(self.vocab_size);
+            let mut ids = Vec::new();
+            for bytes in shard.tokens.chunks(width << 16) {
+                ids.clear();
+                self.read_ids(shard, bytes, &mut ids)?;
+            }
+        }
+        Ok(())
+    }
+
     fn find(&self, idx: usize) -> (&Shard, usize) {
         assert!(idx < self.n_rows, "row {idx} of {}", self.n_rows);
         let shard_idx = self.first_rows.partition_point(|first| *first <= idx) - 1;
@@ -267,41 +300,54 @@ impl SplitShards {
         range: Range<usize>,
         row: &mut Row,
     ) -> Result<()> {
-        assert!(
-            range.end <= record.n_tokens as usize,
-            "a segment lies within its row"
-        );
+        assert_within(&range, record);
         let first = record.first_token as usize;
         let width = id_bytes(self.vocab_size);
         let bytes = &shard.tokens[(first + range.start) * width..(first + range.end) * width];
         let start = row.tokens.len();
-        if width == 2 {
-            let ids = bytes.as_chunks::<2>().0.iter();
-            row.tokens
-                .extend(ids.map(|id| u32::from(u16::from_le_bytes(*id))));
+        self.read_ids(shard, bytes, &mut row.tokens)?;
+        match &shard.mask {
+            None => row.counted.resize(row.tokens.len(), true),
+            Some(mask) => {
+                let bits = first + range.start..first + range.end;
+                row.counted.extend(bits.map(|i| is_set(mask, i)));
+            }
+        }
+        row.counted[start] = false;
+        Ok(())
+    }
+
+    fn read_ids(&self, shard: &Shard, bytes: &[u8], ids: &mut Vec<u32>) -> Result<()> {
+        let start = ids.len();
+        if id_bytes(self.vocab_size) == 2 {
+            let words = bytes.as_chunks::<2>().0.iter();
+            ids.extend(words.map(|id| u32::from(u16::from_le_bytes(*id))));
         } else {
-            let ids = bytes.as_chunks::<4>().0.iter();
-            row.tokens.extend(ids.map(|id| u32::from_le_bytes(*id)));
+            let words = bytes.as_chunks::<4>().0.iter();
+            ids.extend(words.map(|id| u32::from_le_bytes(*id)));
         }
         ensure!(
-            row.tokens[start..]
+            ids[start..]
                 .iter()
                 .all(|id| (*id as usize) < self.vocab_size),
             "{} is damaged: an id is beyond the vocabulary of {}: {AGAIN}",
             shard.info.files[0].name,
             self.vocab_size
         );
-        match &shard.mask {
-            None => row.counted.resize(row.tokens.len(), true),
-            Some(mask) => {
-                let bits = first + range.start..first + range.end;
-                row.counted
-                    .extend(bits.map(|i| mask[i / 8] >> (i % 8) & 1 == 1));
-            }
-        }
-        row.counted[start] = false;
         Ok(())
     }
+}
+
+fn assert_within(range: &Range<usize>, record: Record) {
+    assert!(
+        range.start < range.end && range.end <= record.n_tokens as usize,
+        "a segment lies within its row"
+    );
+}
+
+/// A bit of a mask.
+fn is_set(mask: &[u8], i: usize) -> bool {
+    mask[i / 8] >> (i % 8) & 1 == 1
 }
 
 #[derive(Debug)]

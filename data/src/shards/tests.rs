@@ -121,12 +121,14 @@ proptest! {
                 prop_assert!(wanted.is_empty());
                 continue;
             };
+            read.check_ids().unwrap();
             prop_assert_eq!(all(read), wanted.clone());
             prop_assert_eq!(read.n_counted(), wanted.iter().map(|row| row.n_counted() as u64).sum::<u64>());
             for (i, row) in wanted.iter().enumerate() {
                 prop_assert_eq!(read.row_len(i), row.tokens.len());
                 for range in read.segments(i) {
                     let segment = read.segment(i, range.clone()).unwrap();
+                    prop_assert_eq!(read.n_counted_in(i, range.clone()), segment.n_counted());
                     prop_assert_eq!(&segment.tokens, &row.tokens[range.clone()]);
                     prop_assert_eq!(&segment.counted, &row.counted[range]);
                 }
@@ -319,8 +321,10 @@ fn what_has_changed_is_named() {
     let path = folder.path().join("valid-00000.tokens");
     fs::write(&path, [255; 6]).unwrap();
     let shards = Shards::open(folder.path()).unwrap();
-    let error = shards.split(Split::Valid).unwrap().row(0).unwrap_err();
-    assert!(error.to_string().contains("beyond the vocabulary"));
+    let split = shards.split(Split::Valid).unwrap();
+    for error in [split.row(0).unwrap_err(), split.check_ids().unwrap_err()] {
+        assert!(error.to_string().contains("beyond the vocabulary"));
+    }
 }
 
 #[test]

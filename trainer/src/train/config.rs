@@ -55,12 +55,14 @@ pub enum Mode {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// Files to train on: `.jsonl` chats or `.txt` text.
+    /// What to train on: files (`.jsonl` chats or `.txt` text), or folders of prepared data, of which the part `train` is
+    /// taken.
     pub train: Vec<PathBuf>,
-    /// Files held out for validation.
+    /// What is held out for validation; of a folder the part `valid`.
     #[serde(default)]
     pub valid: Vec<PathBuf>,
-    /// Tokens in a row at most; longer chats lose their end, text is cut into windows of this length.
+    /// Tokens in a row at most; longer chats lose their end, text is cut into windows of this length. Prepared data has a
+    /// length of its own, which must not be more.
     #[serde(default = "default_max_tokens")]
     pub max_tokens: usize,
 }
@@ -245,7 +247,7 @@ impl Config {
         );
         ensure!(
             !self.data.train.is_empty(),
-            "data.train is empty: name at least one .jsonl or .txt file"
+            "data.train is empty: name at least one .jsonl or .txt file, or a folder of prepared data"
         );
         ensure!(
             self.data.max_tokens >= 2,

@@ -1,18 +1,27 @@
 //! Rows to train on, and their batches.
 //!
-//! Chats (`.jsonl`) go through the model's own template, and only what the assistant says counts, up to and with the
-//! token that ends its turn, so that the model learns to stop. Prompts are tokenised exactly as they are when the model
-//! is asked. Text (`.txt`) is cut into windows in which everything counts.
+//! Chats (`.jsonl`) go through the model's own template, and only what the assistant says counts
+//! ([`fledgling_data::encode`]). Text (`.txt`) is cut into windows in which everything counts. A folder of prepared data
+//! is mapped: of its segments only places and lengths are in memory, and each is a row that is read when a batch needs it.
 
 use super::model::Batch;
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_core::{chat::Message, model::ModelInfo};
+use fledgling_data::{
+    config::Split,
+    document::Body,
+    encode::Encoder,
+    shards::{Shards, SplitShards},
+};
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
 use serde::Deserialize;
-use std::path::{Path, PathBuf};
+use std::{
+    borrow::Cow,
+    path::{Path, PathBuf},
+};
 
 /// Batches are sorted by length within this many batches, so that rows of a batch need little padding.
 const SORT_WINDOW_BATCHES: usize = 32;
@@ -39,21 +48,134 @@ impl Row {
     }
 }
 
-/// What was read.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// What was read: first the rows of files, then those of folders, by number.
+#[derive(Debug, Default)]
 pub struct Rows {
-    /// The rows in file order.
+    /// The rows of files, in file order.
     pub rows: Vec<Row>,
     /// Chats that lost their end to `max_tokens`.
     pub n_truncated: usize,
     /// Chats left out because nothing of an answer was left within `max_tokens`.
     pub n_dropped: usize,
+    folders: Vec<Folder>,
+    segments: Vec<Segment>,
+}
+
+/// A folder of prepared data.
+#[derive(Debug)]
+struct Folder {
+    path: PathBuf,
+    shards: SplitShards,
+    /// SHA-256 of each file.
+    hashes: Vec<String>,
+}
+
+/// Where a row of a folder lies.
+#[derive(Debug, Clone, Copy)]
+struct Segment {
+    folder_idx: u32,
+    row_idx: u32,
+    /// First token within the row.
+    start: u32,
+    n_tokens: u32,
+    n_counted: u32,
 }
 
 impl Rows {
+    /// Rows there are.
+    pub fn len(&self) -> usize {
+        self.rows.len() + self.segments.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Positions in the loss.
     pub fn n_counted(&self) -> usize {
-        self.rows.iter().map(Row::n_counted).sum()
+        (0..self.len()).map(|idx| self.n_counted_of(idx)).sum()
+    }
+
+    /// Positions in the loss of the row `idx`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn n_counted_of(&self, idx: usize) -> usize {
+        match self.segment(idx) {
+            Some(segment) => segment.n_counted as usize,
+            None => self.rows[idx].n_counted(),
+        }
+    }
+
+    /// Tokens of the row `idx`.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn n_tokens_of(&self, idx: usize) -> usize {
+        match self.segment(idx) {
+            Some(segment) => segment.n_tokens as usize,
+            None => self.rows[idx].tokens.len(),
+        }
+    }
+
+    /// Where the row `idx` is from, for messages.
+    ///
+    /// # Panics
+    /// When there is no such row.
+    pub fn place_of(&self, idx: usize) -> Cow<'_, str> {
+        match self.segment(idx) {
+            Some(segment) => segment.place(&self.folders).into(),
+            None => self.rows[idx].place.as_str().into(),
+        }
+    }
+
+    /// The row `idx`.
+    ///
+    /// # Panics
+    /// When there is no such row, or a prepared file was changed after it was opened.
+    pub fn row(&self, idx: usize) -> Cow<'_, Row> {
+        match self.segment(idx) {
+            Some(segment) => Cow::Owned(segment.read(&self.folders)),
+            None => Cow::Borrowed(&self.rows[idx]),
+        }
+    }
+
+    /// SHA-256 of the prepared files that rows are read from: what stands for these rows in a fingerprint.
+    pub fn file_hashes(&self) -> impl Iterator<Item = &str> {
+        let hashes = self.folders.iter().flat_map(|folder| &folder.hashes);
+        hashes.map(String::as_str)
+    }
+
+    fn segment(&self, idx: usize) -> Option<&Segment> {
+        let idx = idx.checked_sub(self.rows.len())?;
+        Some(&self.segments[idx])
+    }
+}
+
+impl Segment {
+    fn place(&self, folders: &[Folder]) -> String {
+        let folder = &folders[self.folder_idx as usize].path;
+        format!(
+            "{}, row {}, token {}",
+            folder.display(),
+            self.row_idx,
+            self.start
+        )
+    }
+
+    fn read(&self, folders: &[Folder]) -> Row {
+        let shards = &folders[self.folder_idx as usize].shards;
+        let start = self.start as usize;
+        let place = self.place(folders);
+        let read = shards.segment(self.row_idx as usize, start..start + self.n_tokens as usize);
+        // All ids were looked at when the folder was opened.
+        let row = read.unwrap_or_else(|error| panic!("{place}: {error:#}"));
+        Row {
+            tokens: row.tokens,
+            counted: row.counted,
+            place,
+        }
     }
 }
 
@@ -112,20 +234,39 @@ impl Line {
     }
 }
 
-/// Reads files for the model `info`; rows have at most `max_tokens` inputs.
+/// Reads files and folders for the model `info`; rows have at most `max_tokens` inputs. Of a folder of prepared data the
+/// part for training is taken.
 ///
 /// # Errors
 /// With the file and line.
 pub fn read(paths: &[PathBuf], info: &ModelInfo, max_tokens: usize) -> Result<Rows> {
+    read_split(paths, Split::Train, info, max_tokens)
+}
+
+/// As [`read`], with the part of prepared data that is taken.
+///
+/// # Errors
+/// With the file and line.
+pub fn read_split(
+    paths: &[PathBuf],
+    split: Split,
+    info: &ModelInfo,
+    max_tokens: usize,
+) -> Result<Rows> {
     let mut out = Rows::default();
+    let encoder = Encoder::from_model(info);
     for path in paths {
+        if path.is_dir() {
+            read_folder(path, split, &encoder, max_tokens, &mut out)?;
+            continue;
+        }
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the data file {}", path.display()))?;
         match path.extension().and_then(|extension| extension.to_str()) {
-            Some("jsonl") => read_chats(&text, path, info, max_tokens, &mut out)?,
+            Some("jsonl") => read_chats(&text, path, &encoder, max_tokens, &mut out)?,
             Some("txt") => read_text(&text, path, info, max_tokens, &mut out),
             _ => bail!(
-                "{}: what kind of data this is shows by its ending: .jsonl (chats) or .txt (text)",
+                "{}: what kind of data this is shows by its ending: .jsonl (chats) or .txt (text); or name a folder that `fledgling data prepare` wrote",
                 path.display()
             ),
         }
@@ -133,10 +274,67 @@ pub fn read(paths: &[PathBuf], info: &ModelInfo, max_tokens: usize) -> Result<Ro
     Ok(out)
 }
 
+/// Maps a folder of prepared data. Each segment is a row: its tokens see nothing of the other segments.
+fn read_folder(
+    path: &Path,
+    split: Split,
+    encoder: &Encoder,
+    max_tokens: usize,
+    out: &mut Rows,
+) -> Result<()> {
+    let shards = Shards::open(path)?;
+    shards.check_tokenizer(encoder)?;
+    let manifest = shards.manifest();
+    let context = manifest.context;
+    ensure!(
+        context <= max_tokens,
+        "the rows in {} were prepared for {context} tokens, and data.max_tokens is {max_tokens}: set it to {context}, or prepare the data again with context = {max_tokens}",
+        path.display()
+    );
+    let files = manifest.splits.get(&split).map(|info| &info.shards);
+    let files = files.into_iter().flatten().flat_map(|shard| &shard.files);
+    let hashes = files.map(|file| file.sha256.clone()).collect();
+    let name = match split {
+        Split::Train => "to train on",
+        Split::Valid => "to validate on",
+        Split::Test => "to test on",
+    };
+    let shards = shards
+        .into_split(split)
+        .with_context(|| format!("{} holds no rows {name}", path.display()))?;
+    shards
+        .check_ids()
+        .with_context(|| path.display().to_string())?;
+    let folder_idx = out.folders.len() as u32;
+    ensure!(
+        u32::try_from(shards.n_rows()).is_ok(),
+        "{} holds more rows than 2^32",
+        path.display()
+    );
+    for row_idx in 0..shards.n_rows() {
+        let segments = shards.segments(row_idx).map(|range| Segment {
+            folder_idx,
+            row_idx: row_idx as u32,
+            start: range.start as u32,
+            n_tokens: range.len() as u32,
+            n_counted: shards.n_counted_in(row_idx, range) as u32,
+        });
+        // A window of a long prompt teaches nothing.
+        out.segments
+            .extend(segments.filter(|segment| segment.n_counted > 0));
+    }
+    out.folders.push(Folder {
+        path: path.to_owned(),
+        shards,
+        hashes,
+    });
+    Ok(())
+}
+
 fn read_chats(
     text: &str,
     path: &Path,
-    info: &ModelInfo,
+    encoder: &Encoder,
     max_tokens: usize,
     out: &mut Rows,
 ) -> Result<()> {
@@ -146,7 +344,7 @@ fn read_chats(
         .filter(|(_, line)| !line.trim().is_empty())
     {
         let place = format!("{}:{}", path.display(), line_idx + 1);
-        let mut row = chat_row(line, info, place.clone()).context(place)?;
+        let mut row = chat_row(line, encoder, place.clone()).context(place)?;
         if row.tokens.len() > max_tokens + 1 {
             row.tokens.truncate(max_tokens + 1);
             row.counted.truncate(max_tokens + 1);
@@ -161,7 +359,7 @@ fn read_chats(
     Ok(())
 }
 
-fn chat_row(line: &str, info: &ModelInfo, place: String) -> Result<Row> {
+fn chat_row(line: &str, encoder: &Encoder, place: String) -> Result<Row> {
     serde_json::from_str::<serde_json::Value>(line).context("this line is no JSON")?;
     let messages = serde_json::from_str::<Line>(line)
         .ok()
@@ -170,56 +368,13 @@ fn chat_row(line: &str, info: &ModelInfo, place: String) -> Result<Row> {
              {\"instruction\", \"input\", \"output\"} with strings as values",
         )?
         .into_messages();
-    ensure!(
-        messages.iter().any(|message| message.role == "assistant"),
-        "no message has the role `assistant`, so there is nothing to learn"
-    );
-    let template = info.chat_template.as_ref().context(
-        "the base model has no usable chat template, so chats cannot be rendered for it: take an instruct model as base, or train on .txt files",
-    )?;
-    let (mut tokens, mut counted, mut done) = (Vec::new(), Vec::new(), String::new());
-    for (idx, message) in messages
-        .iter()
-        .enumerate()
-        .filter(|(_, message)| message.role == "assistant")
-    {
-        let prompt = template.render(&messages[..idx], true)?;
-        let whole = template.render(&messages[..=idx], false)?;
-        let (Some(asked), Some(answer)) = (prompt.strip_prefix(&done), whole.strip_prefix(&prompt))
-        else {
-            bail!(
-                "the chat template does not keep earlier messages as they were, so the answers cannot be told from the rest"
-            );
-        };
-        tokens.extend(if done.is_empty() {
-            info.encode_chat(&messages[..idx])?
-        } else {
-            info.tokenizer.encode(asked, false, true)
-        });
-        counted.resize(tokens.len(), false);
-        ensure!(!message.content.is_empty(), "an answer is empty");
-        add_answer(answer, info, &mut tokens, &mut counted);
-        done = whole;
-    }
+    let encoded = encoder.encode(&Body::Chat(messages))?;
+    let all = vec![true; encoded.tokens.len()];
     Ok(Row {
-        tokens,
-        counted,
+        tokens: encoded.tokens,
+        counted: encoded.counted.unwrap_or(all),
         place,
     })
-}
-
-/// Adds the assistant's turn: it counts up to its end token, what the template writes after that does not.
-fn add_answer(answer: &str, info: &ModelInfo, tokens: &mut Vec<u32>, counted: &mut Vec<bool>) {
-    let mut ids = info.tokenizer.encode(answer, false, true);
-    if !ids.iter().any(|&id| info.tokenizer.is_end(id)) {
-        ids.extend(info.tokenizer.eos());
-    }
-    let end = ids
-        .iter()
-        .position(|&id| info.tokenizer.is_end(id))
-        .map_or(ids.len(), |idx| idx + 1);
-    counted.extend((0..ids.len()).map(|idx| idx < end));
-    tokens.extend(ids);
 }
 
 fn read_text(text: &str, path: &Path, info: &ModelInfo, max_tokens: usize, out: &mut Rows) {
@@ -241,13 +396,13 @@ fn read_text(text: &str, path: &Path, info: &ModelInfo, max_tokens: usize, out: 
 }
 
 /// The batches of one pass over the rows, as row indices: shuffled by `seed` and `epoch`, rows of like length together.
-pub fn epoch_batches(rows: &[Row], batch: usize, seed: u64, epoch: u64) -> Vec<Vec<usize>> {
+pub fn epoch_batches(rows: &Rows, batch: usize, seed: u64, epoch: u64) -> Vec<Vec<usize>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch + 1);
     let mut order: Vec<usize> = (0..rows.len()).collect();
     shuffle(&mut order, &mut rng);
     for window in order.chunks_mut(batch * SORT_WINDOW_BATCHES) {
-        window.sort_by_key(|&idx| rows[idx].tokens.len());
+        window.sort_by_key(|&idx| rows.n_tokens_of(idx));
     }
     let mut batches: Vec<Vec<usize>> = order.chunks(batch).map(<[usize]>::to_vec).collect();
     shuffle(&mut batches, &mut rng);
@@ -255,9 +410,9 @@ pub fn epoch_batches(rows: &[Row], batch: usize, seed: u64, epoch: u64) -> Vec<V
 }
 
 /// All rows in batches by length, for validation.
-pub fn sorted_batches(rows: &[Row], batch: usize) -> Vec<Vec<usize>> {
+pub fn sorted_batches(rows: &Rows, batch: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..rows.len()).collect();
-    order.sort_by_key(|&idx| rows[idx].tokens.len());
+    order.sort_by_key(|&idx| rows.n_tokens_of(idx));
     order.chunks(batch).map(<[usize]>::to_vec).collect()
 }
 
@@ -270,10 +425,10 @@ fn shuffle<T>(items: &mut [T], rng: &mut impl Rng) {
 }
 
 /// Puts rows under each other, padded on the right with `pad`.
-pub fn collate(rows: &[Row], indices: &[usize], pad: u32) -> Batch {
+pub fn collate(rows: &Rows, indices: &[usize], pad: u32) -> Batch {
     let n_tokens = indices
         .iter()
-        .map(|&idx| rows[idx].tokens.len() - 1)
+        .map(|&idx| rows.n_tokens_of(idx) - 1)
         .max()
         .unwrap_or(0);
     let mut batch = Batch {
@@ -284,7 +439,7 @@ pub fn collate(rows: &[Row], indices: &[usize], pad: u32) -> Batch {
         targets: Vec::new(),
     };
     for &idx in indices {
-        let row = &rows[idx];
+        let row = rows.row(idx);
         let start = batch.tokens.len();
         let inputs = &row.tokens[..row.tokens.len() - 1];
         for (t, _) in row
@@ -306,14 +461,23 @@ pub fn collate(rows: &[Row], indices: &[usize], pad: u32) -> Batch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use fledgling_core::{gguf::Header, quant::DType, spec::Family, testing::tiny_model};
+    use fledgling_data::{
+        config::PackMode,
+        pack as packed,
+        shards::{About, DatasetWriter, Layout},
+    };
 
-    fn rows(lengths: &[usize]) -> Vec<Row> {
+    fn rows(lengths: &[usize]) -> Rows {
         let row = |(idx, &len): (usize, &usize)| Row {
             tokens: (0..len as u32).map(|t| t + 10 * idx as u32).collect(),
             counted: (0..len).map(|t| t >= 2).collect(),
             place: idx.to_string(),
         };
-        lengths.iter().enumerate().map(row).collect()
+        Rows {
+            rows: lengths.iter().enumerate().map(row).collect(),
+            ..Rows::default()
+        }
     }
 
     #[test]
@@ -335,5 +499,97 @@ mod tests {
         assert_eq!(order(1, 0), order(1, 0));
         assert_ne!(order(1, 0), order(1, 1));
         assert_ne!(order(1, 0), order(2, 0));
+    }
+
+    fn model(change: impl Fn(&mut Header)) -> ModelInfo {
+        let mut header = Header::parse(&tiny_model(Family::Llama, DType::F32, 1)).unwrap();
+        change(&mut header);
+        ModelInfo::from_header(&header).unwrap()
+    }
+
+    fn prepare(folder: &Path, info: &ModelInfo, rows: &[(Split, packed::Row)]) {
+        let layout = Layout {
+            tokenizer: Encoder::from_model(info).id(true),
+            context: 16,
+            mode: PackMode::Segments,
+            shard_tokens: 20,
+        };
+        let mut writer = DatasetWriter::create(folder, layout).unwrap();
+        for (split, row) in rows {
+            writer.push(*split, row).unwrap();
+        }
+        writer.finish(About::default()).unwrap();
+    }
+
+    fn packed(segments: &[u32], first: u32) -> packed::Row {
+        let n = segments.iter().sum::<u32>();
+        packed::Row {
+            tokens: (first..first + n).collect(),
+            // Every third counts, so a segment of two may teach nothing.
+            counted: (0..n).map(|i| i % 3 == 0).collect(),
+            segments: segments.to_vec(),
+        }
+    }
+
+    #[test]
+    fn each_segment_of_prepared_data_is_a_row() {
+        let folder = tempfile::tempdir().unwrap();
+        let info = model(|_| ());
+        let train = [packed(&[4, 3], 10), packed(&[2, 12], 40)];
+        let valid = packed(&[5], 100);
+        let rows = [
+            (Split::Train, train[0].clone()),
+            (Split::Valid, valid),
+            (Split::Train, train[1].clone()),
+        ];
+        prepare(folder.path(), &info, &rows);
+        let chats = folder.path().join("chats.jsonl");
+        std::fs::write(&chats, "{\"prompt\":\"a\",\"completion\":\"b\"}").unwrap();
+        let paths = [folder.path().to_owned(), chats];
+        let rows = read(&paths, &info, 64).unwrap();
+        assert_eq!((rows.len(), rows.rows.len()), (4, 1));
+        assert!(rows.place_of(0).ends_with("chats.jsonl:1"));
+        let tokens: Vec<_> = (1..4).map(|idx| rows.row(idx).tokens.clone()).collect();
+        assert_eq!(
+            tokens,
+            [
+                (10..14).collect::<Vec<_>>(),
+                (14..17).collect(),
+                (42..54).collect()
+            ]
+        );
+        for idx in 0..4 {
+            assert_eq!(rows.row(idx).n_counted(), rows.n_counted_of(idx));
+            assert_eq!(rows.row(idx).tokens.len(), rows.n_tokens_of(idx));
+        }
+        assert_eq!(
+            rows.n_counted(),
+            (0..4).map(|idx| rows.n_counted_of(idx)).sum::<usize>()
+        );
+        assert!(rows.place_of(3).ends_with("row 1, token 2"));
+        assert_eq!(rows.file_hashes().count(), 8);
+        assert_eq!(collate(&rows, &[2, 1], 0).tokens, [14, 15, 0, 10, 11, 12]);
+        let valid = read_split(&paths[..1], Split::Valid, &info, 16).unwrap();
+        assert_eq!(valid.row(0).tokens, (100..105).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn prepared_data_that_does_not_fit_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = [folder.path().to_owned()];
+        let info = model(|_| ());
+        let check = |split: Split, info: &ModelInfo, max_tokens: usize, expect: &str| {
+            let error = format!(
+                "{:#}",
+                read_split(&paths, split, info, max_tokens).unwrap_err()
+            );
+            assert!(error.contains(expect), "{error}");
+        };
+        check(Split::Train, &info, 16, "no prepared data");
+        prepare(folder.path(), &info, &[(Split::Train, packed(&[4], 0))]);
+        check(Split::Valid, &info, 16, "no rows to validate on");
+        check(Split::Train, &info, 15, "data.max_tokens is 15");
+        let other = model(|header| header.metadata.set("tokenizer.ggml.eos_token_id", 296_u32));
+        check(Split::Train, &other, 16, "another");
     }
 }
