@@ -98,9 +98,9 @@ pub fn n_steps(config: &Config, n_rows: usize) -> u64 {
 /// Mean loss over the counted positions of `rows`.
 pub fn validate(model: &Transformer, rows: &Rows, batch: usize, pad: u32) -> f64 {
     let model = model.valid();
-    let sum: f64 = sorted_batches(&rows.rows, batch)
+    let sum: f64 = sorted_batches(rows, batch)
         .iter()
-        .map(|indices| loss_sum(&model, &collate(&rows.rows, indices, pad)))
+        .map(|indices| loss_sum(&model, &collate(rows, indices, pad)))
         .sum();
     sum / rows.n_counted() as f64
 }
@@ -115,11 +115,11 @@ pub fn gradients_of(
     let n_counted: usize = batches
         .iter()
         .flatten()
-        .map(|&idx| rows.rows[idx].n_counted())
+        .map(|&idx| rows.n_counted_of(idx))
         .sum();
     let (mut sum, mut gradients, mut n_positions) = (0.0, Gradients::new(), 0);
     for indices in batches {
-        let batch = collate(&rows.rows, indices, pad);
+        let batch = collate(rows, indices, pad);
         n_positions += batch.tokens.len();
         let (loss, new) = loss_and_gradients(model, &batch, 1.0 / n_counted as f64);
         sum += loss;
@@ -130,7 +130,7 @@ pub fn gradients_of(
 
 /// The batches of step `step`: a function of config and step alone, so that a resumed run takes the same.
 pub fn step_batches(config: &Config, rows: &Rows, step: u64) -> Vec<Vec<usize>> {
-    let per_epoch = rows.rows.len().div_ceil(config.train.batch) as u64;
+    let per_epoch = rows.len().div_ceil(config.train.batch) as u64;
     let accumulate = config.train.accumulate as u64;
     let mut epoch = None;
     (step * accumulate..(step + 1) * accumulate)
@@ -139,7 +139,7 @@ pub fn step_batches(config: &Config, rows: &Rows, step: u64) -> Vec<Vec<usize>> 
             if epoch.as_ref().is_none_or(|(number, _)| *number != wanted) {
                 epoch = Some((
                     wanted,
-                    epoch_batches(&rows.rows, config.train.batch, config.seed, wanted),
+                    epoch_batches(rows, config.train.batch, config.seed, wanted),
                 ));
             }
             epoch.as_ref().map_or_else(Vec::new, |(_, batches)| {
@@ -163,7 +163,7 @@ impl Fit {
     ) -> Result<Outcome> {
         let graceful = Graceful::begin();
         let started = Instant::now();
-        let n_steps = n_steps(&self.config, self.train.rows.len());
+        let n_steps = n_steps(&self.config, self.train.len());
         let (mut progress, mut optimizer) = match state {
             Some(state) => (
                 state.progress.clone(),
@@ -177,7 +177,7 @@ impl Fit {
                 AdamW::new(adamw_config(&self.config)),
             ),
         };
-        if progress.step == 0 && !self.valid.rows.is_empty() {
+        if progress.step == 0 && !self.valid.is_empty() {
             let loss = self.validate(&model);
             progress.valid_before = Some(loss);
             reporter.validation(0, loss)?;
@@ -207,7 +207,7 @@ impl Fit {
             counted += batches
                 .iter()
                 .flatten()
-                .map(|&idx| self.train.rows[idx].n_counted() as u64)
+                .map(|&idx| self.train.n_counted_of(idx) as u64)
                 .sum::<u64>();
             train_loss = Some(loss);
             reporter.step(progress.step, loss, lr, norm, n_positions as f64 / step_s)?;
@@ -273,7 +273,7 @@ impl Fit {
         progress: &mut Progress,
         reporter: &mut Reporter,
     ) -> Result<()> {
-        if self.valid.rows.is_empty() {
+        if self.valid.is_empty() {
             progress.kept_step = Some(progress.step);
             return self.keep(model, progress.step, None, None);
         }
@@ -317,7 +317,7 @@ impl Fit {
         let places: Vec<_> = batches
             .iter()
             .flatten()
-            .map(|&idx| self.train.rows[idx].place.as_str())
+            .map(|&idx| self.train.place_of(idx))
             .collect();
         bail!(
             "the loss is {loss} and the norm of the gradients {norm} at step {}: lower train.lr or raise train.warmup, or look at the rows of this step: {}",

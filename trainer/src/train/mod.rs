@@ -28,6 +28,7 @@ use config::{Config, Mode};
 use data::Rows;
 use fit::{Fit, Outcome};
 use fledgling_core::{gguf::Metadata, model::ModelInfo, spec::ModelSpec};
+use fledgling_data::config::Split;
 use model::{LoraSpec, Transformer};
 use progress::Reporter;
 use serde_json::json;
@@ -132,14 +133,15 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
     };
     spec.validate()?;
     start::check_context(&spec, config.data.max_tokens)?;
-    let train = read_rows(&config.data.train, &base.info, config.data.max_tokens)?;
+    let max_tokens = config.data.max_tokens;
+    let train = read_rows(&config.data.train, Split::Train, &base.info, max_tokens)?;
     ensure!(
-        !train.rows.is_empty(),
+        !train.is_empty(),
         "data.train: the files hold no row to learn from"
     );
-    let valid = read_rows(&config.data.valid, &base.info, config.data.max_tokens)?;
+    let valid = read_rows(&config.data.valid, Split::Valid, &base.info, max_tokens)?;
     ensure!(
-        valid.rows.is_empty() == config.data.valid.is_empty(),
+        valid.is_empty() == config.data.valid.is_empty(),
         "data.valid: the files hold no row to measure on"
     );
 
@@ -196,8 +198,13 @@ fn lora_of(
     )))
 }
 
-fn read_rows(paths: &[PathBuf], info: &ModelInfo, max_tokens: usize) -> Result<Rows> {
-    let rows = data::read(paths, info, max_tokens)?;
+fn read_rows(
+    paths: &[PathBuf],
+    split: Split,
+    info: &ModelInfo,
+    max_tokens: usize,
+) -> Result<Rows> {
+    let rows = data::read_split(paths, split, info, max_tokens)?;
     if rows.n_truncated > 0 {
         note(format!(
             "{} rows were longer than data.max_tokens = {max_tokens} and lost their end",
@@ -291,11 +298,15 @@ fn fingerprint(config: &Config, record: &Record, train: &Rows) -> Result<String>
         .iter()
         .map(|row| (&row.tokens, &row.counted))
         .collect();
-    Ok(run::sha256_hex(&serde_json::to_vec(&json!([
-        config,
-        record.base.sha256,
-        rows
-    ]))?))
+    let hashes: Vec<_> = train.file_hashes().collect();
+    let base = &record.base.sha256;
+    // Runs without prepared data keep the fingerprint that they had.
+    let all = if hashes.is_empty() {
+        json!([config, base, rows])
+    } else {
+        json!([config, base, rows, hashes])
+    };
+    Ok(run::sha256_hex(&serde_json::to_vec(&all)?))
 }
 
 impl Prepared {
@@ -342,8 +353,8 @@ impl Prepared {
             n_parameters += value.shape().num_elements();
         });
         let n_trained = fit::count_trained(&self.model);
-        let rows = &self.fit.train.rows;
-        let positions: usize = rows.iter().map(|row| row.tokens.len() - 1).sum();
+        let rows = &self.fit.train;
+        let positions: usize = (0..rows.len()).map(|idx| rows.n_tokens_of(idx) - 1).sum();
         json!({
             "run": self.fit.folder,
             "architecture": spec.family.name(),
@@ -352,7 +363,7 @@ impl Prepared {
             "rows": rows.len(),
             "tokens": positions,
             "counted_tokens": self.fit.train.n_counted(),
-            "valid_rows": self.fit.valid.rows.len(),
+            "valid_rows": self.fit.valid.len(),
             "valid_counted_tokens": self.fit.valid.n_counted(),
             "steps": fit::n_steps(&self.fit.config, rows.len()),
             // Weights, and a gradient and two moments for each trained one; activations come on top.
