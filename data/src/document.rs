@@ -66,6 +66,22 @@ impl Body {
         }
     }
 
+    /// A prompt and its completion as a conversation of two messages; every other shape as it is.
+    #[must_use]
+    pub fn into_chat(self) -> Self {
+        let message = |role: &str, content| Message {
+            role: role.to_owned(),
+            content,
+        };
+        match self {
+            Self::Completion { prompt, completion } => Self::Chat(vec![
+                message("user", prompt),
+                message("assistant", completion),
+            ]),
+            other => other,
+        }
+    }
+
     /// Length of all texts together.
     pub fn len_bytes(&self) -> usize {
         self.parts().iter().map(|part| part.len()).sum()
