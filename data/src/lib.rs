@@ -19,6 +19,7 @@ pub mod dedupe;
 pub mod document;
 pub mod encode;
 pub mod pack;
+pub mod prepare;
 pub mod report;
 pub mod shards;
 pub mod split;

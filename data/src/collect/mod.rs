@@ -165,6 +165,25 @@ pub fn documents<F: FnMut(u64)>(
     Ok(documents)
 }
 
+/// The documents of all inputs of some sources, one after the other, for who wants no bar.
+///
+/// # Errors
+/// When a source holds nothing. What is wrong later comes in place of the documents.
+pub fn all(sources: &[Source]) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Document>>> {
+    let inputs = find(sources)?.inputs;
+    Ok(inputs.into_iter().flat_map(|input| {
+        let opened = documents(&input, &sources[input.source as usize], |_| ());
+        let (documents, defect) = match opened {
+            Ok(documents) => (Some(documents), None),
+            Err(defect) => (None, Some(defect)),
+        };
+        let documents = documents.into_iter().flatten();
+        documents
+            .chain(defect.map(Err))
+            .map(|document| document.map_err(Into::into))
+    }))
+}
+
 /// The same of bytes from anywhere; `name` tells their format where the source does not.
 ///
 /// # Errors

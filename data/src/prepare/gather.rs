@@ -5,8 +5,8 @@
 
 use crate::{
     clean::{Changes, Cleaner, Judgement, boilerplate},
-    collect::{self, Input},
-    config::{Config, Source},
+    collect::{self, Defect, Input},
+    config::{Config, Counts, Source},
     control::{Control, Unit},
     document::{Body, Document},
     report::{Example, Report, SourceReport},
@@ -54,6 +54,8 @@ pub(super) struct FileRecord {
     pub(super) len_bytes: u64,
     pub(super) sha256: String,
     pub(super) documents: u64,
+    /// Members of an archive that were passed over, by their unknown endings.
+    pub(super) skipped: Counts,
 }
 
 /// Documents on their way, `seq` in the order of reading.
@@ -68,7 +70,7 @@ struct Batch<T> {
 enum Outcome {
     Keep(Document, Changes, [u8; 3]),
     Drop(&'static str, Example, Changes, u32),
-    Bad(Error, u32),
+    Bad(Defect),
 }
 
 struct Worker<'a> {
@@ -114,7 +116,7 @@ fn read_all(
     control: &dyn Control,
 ) -> Result<()> {
     let n_threads = super::n_threads(config);
-    let (to_workers, batches) = sync_channel::<Batch<Result<Document, Error>>>(2 * n_threads);
+    let (to_workers, batches) = sync_channel::<Batch<Result<Document, Defect>>>(2 * n_threads);
     let (to_sink, outcomes) = sync_channel::<Batch<Outcome>>(2 * n_threads);
     let batches = Mutex::new(batches);
     let gone = AtomicBool::new(false);
@@ -144,7 +146,7 @@ fn read_all(
 fn read(
     config: &Config,
     inputs: &[Input],
-    to_workers: SyncSender<Batch<Result<Document, Error>>>,
+    to_workers: SyncSender<Batch<Result<Document, Defect>>>,
     gone: &AtomicBool,
     control: &dyn Control,
 ) -> Result<()> {
@@ -158,22 +160,22 @@ fn read(
     for input in inputs {
         control.check()?;
         let source = &config.sources[input.source as usize];
-        let mut documents = match collect::documents(input, source) {
+        let opened = collect::documents(input, source, |n_bytes| control.advance(n_bytes));
+        let mut documents = match opened {
             Ok(documents) => documents,
-            Err(error) => {
-                if !send(vec![Err(error)], None) {
+            Err(defect) => {
+                if !send(vec![Err(defect)], None) {
                     return Ok(());
                 }
                 continue;
             }
         };
         let (mut items, mut len_bytes, mut n_documents) = (Vec::new(), 0, 0);
-        while let Some(item) = documents.next() {
+        for item in &mut documents {
             len_bytes += item.as_ref().map_or(0, |document| document.body.len_bytes());
             n_documents += u64::from(item.is_ok());
             items.push(item);
             if len_bytes >= BATCH_BYTES || items.len() >= BATCH_DOCUMENTS {
-                control.advance(documents.take_consumed());
                 control.check()?;
                 if !send(std::mem::take(&mut items), None) {
                     return Ok(());
@@ -181,16 +183,21 @@ fn read(
                 len_bytes = 0;
             }
         }
-        control.advance(documents.take_consumed());
-        let (sha256, stored_bytes) = documents.finish();
-        let record = FileRecord {
-            source: input.source,
-            name: input.name.clone(),
-            len_bytes: stored_bytes,
-            sha256,
-            documents: n_documents,
+        let record = match documents.finish() {
+            Ok(ended) => Some(FileRecord {
+                source: input.source,
+                name: input.name.clone(),
+                len_bytes: ended.len_bytes,
+                sha256: ended.sha256,
+                documents: n_documents,
+                skipped: ended.skipped,
+            }),
+            Err(defect) => {
+                items.push(Err(defect));
+                None
+            }
         };
-        if !send(items, Some(record)) {
+        if !send(items, record) {
             return Ok(());
         }
     }
@@ -199,7 +206,7 @@ fn read(
 
 fn work(
     worker: &Worker<'_>,
-    batches: &Mutex<Receiver<Batch<Result<Document, Error>>>>,
+    batches: &Mutex<Receiver<Batch<Result<Document, Defect>>>>,
     to_sink: &SyncSender<Batch<Outcome>>,
 ) {
     loop {
@@ -221,10 +228,10 @@ fn work(
 }
 
 impl Worker<'_> {
-    fn clean(&self, item: Result<Document>) -> Outcome {
+    fn clean(&self, item: Result<Document, Defect>) -> Outcome {
         let mut document = match item {
             Ok(document) => document,
-            Err(error) => return Outcome::Bad(error, 0),
+            Err(defect) => return Outcome::Bad(defect),
         };
         let source = &self.sources[document.place.source as usize];
         if matches!(document.body, Body::Completion { .. })
@@ -324,17 +331,16 @@ impl<'a> Sink<'a> {
                 count(report, &changes);
                 report.step(step).add(|| example);
             }
-            Outcome::Bad(error, _) if self.config.skip_bad => {
-                report.step("unreadable").add(|| Example {
-                    place: String::new(),
-                    why: format!("{error:#}"),
+            Outcome::Bad(defect) if self.config.skip_bad => {
+                report.step("skip_bad").add(|| Example {
+                    place: defect.place.to_string(),
+                    why: defect.reason,
                     text: String::new(),
                 });
             }
-            Outcome::Bad(error, _) => {
-                return Err(error.context(
-                    "a document cannot be read (--skip-bad counts such documents and goes on)",
-                ));
+            Outcome::Bad(defect) => {
+                return Err(Error::new(defect)
+                    .context("--skip-bad counts what cannot be read, and goes on"));
             }
         }
         Ok(())
@@ -344,6 +350,9 @@ impl<'a> Sink<'a> {
         let source = &mut self.gathered.report.sources[record.source as usize];
         source.files += 1;
         source.len_bytes += record.len_bytes;
+        for (ending, n) in &record.skipped {
+            *self.gathered.report.unread_files.entry(ending.clone()).or_default() += n;
+        }
         self.gathered.files.push(record);
     }
 
@@ -378,7 +387,7 @@ fn strip_boilerplate(
     let mended = Spool::<Document>::open(folder, MENDED)?;
     let chunks = mended.chunks(BATCH_BYTES as u64, BATCH_DOCUMENTS)?;
     let n_documents = Some(mended.len() as u64);
-    let mut counter = boilerplate::Counter::new(folder)?;
+    let counter = boilerplate::Counter::new(folder)?;
     control.begin("counting lines", Unit::Documents, n_documents);
     for &(start, end) in &chunks {
         control.check()?;
@@ -387,7 +396,7 @@ fn strip_boilerplate(
         }
         control.advance((end - start) as u64);
     }
-    let lines = counter.finish(config.clean.boilerplate_docs)?;
+    let lines = counter.finish(config.clean.boilerplate_docs, control)?;
     let mut sink = Sink::new(config, folder, CLEAN)?;
     // What the first pass counted stays; the documents are counted there already.
     sink.gathered = std::mem::take(gathered);
@@ -398,8 +407,11 @@ fn strip_boilerplate(
     for &(start, end) in &chunks {
         control.check()?;
         for mut document in mended.read_range(start, end)? {
-            let changes = cleaner.fix_lines(&mut document.body, &lines);
-            sink.take(judge(cleaner, document, changes))?;
+            if cleaner.fix_lines(&mut document.body, &lines) > 0 {
+                let changed = &mut sink.gathered.report.changed;
+                *changed.entry("boilerplate_docs".to_owned()).or_default() += 1;
+            }
+            sink.take(judge(cleaner, document, Changes::default()))?;
         }
         control.advance((end - start) as u64);
     }

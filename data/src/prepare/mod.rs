@@ -9,6 +9,7 @@ mod gather;
 mod write;
 
 use crate::{
+    clean::Cleaner,
     collect::{self, Input},
     config::{Config, Source},
     control::Control,
@@ -47,10 +48,7 @@ impl Config {
         ensure!(self.context >= 2, "context = {}: at least 2", self.context);
         split::check(&self.split)?;
         dedupe::check(&self.dedupe)?;
-        ensure!(
-            self.clean.max_chars == 0 || self.clean.min_chars <= self.clean.max_chars,
-            "clean.min_chars is over clean.max_chars: nothing would be left"
-        );
+        Cleaner::new(&self.clean)?;
         ensure!(self.pack.shard_tokens >= 1, "pack.shard_tokens = 0: at least 1");
         Ok(())
     }
@@ -81,7 +79,9 @@ pub fn prepare(config: &Config, encoder: &Encoder, control: &dyn Control) -> Res
     let mut gathered = work.stage("gathered", || {
         gather::run(config, &found.inputs, has_template, &work.folder, control)
     })?;
-    gathered.report.unread_files = found.unread;
+    for (ending, n) in found.skipped {
+        *gathered.report.unread_files.entry(ending).or_default() += n;
+    }
     let chosen = work.stage("chosen", || {
         pool.install(|| choose::run(config, &work.folder, control))
     })?;
@@ -137,7 +137,7 @@ fn fingerprint(config: &Config, inputs: &[Input], encoder: &Encoder) -> Result<O
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(serde_json::to_vec(&(&config, encoder.id(true)))?);
     for input in inputs {
-        let (Some(len_bytes), Some(modified)) = (input.len_bytes, input.modified_unix_ns) else {
+        let (Some(len_bytes), Some(modified)) = (input.len_bytes, input.modified_unix_s) else {
             return Ok(None);
         };
         hasher.update(serde_json::to_vec(&(&input.name, len_bytes, modified))?);

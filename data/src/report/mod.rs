@@ -22,8 +22,8 @@ const EXAMPLE_CHARS: usize = 240;
 pub struct Report {
     /// Where documents came from, in the order of the config.
     pub sources: Vec<SourceReport>,
-    /// Files in folders and archives whose endings say nothing we read.
-    pub unread_files: Vec<String>,
+    /// Files in folders and archives that were passed over, by their unknown endings.
+    pub unread_files: Counts,
     /// Documents that each kind of mending changed.
     pub changed: Counts,
     /// Steps that drop documents, in their order.
