@@ -5,7 +5,7 @@ use crate::config::{Counts, Format, Source};
 use anyhow::{Context, Result, bail, ensure};
 use globset::GlobBuilder;
 use std::{
-    collections::HashSet,
+    collections::{HashMap, hash_map::Entry},
     fs::File,
     path::{Path, PathBuf},
     time::{Duration, UNIX_EPOCH},
@@ -26,7 +26,7 @@ pub struct Input {
     /// As stored, where that is known before it is read.
     pub len_bytes: Option<u64>,
     /// When it was changed last, where that is known.
-    pub modified_unix_s: Option<u64>,
+    pub modified_unix_ns: Option<u64>,
     location: Location,
 }
 
@@ -58,10 +58,10 @@ pub(super) struct Opened {
 /// All inputs of all sources in an order that depends on names only, with no file twice: the first source that has it wins.
 ///
 /// # Errors
-/// When a path is not there, a glob is wrong or matches nothing, or a folder has no file of a known ending.
+/// When a file is in sources of different splits, a path is not there, a glob is wrong or matches nothing, or a folder has no file of a known ending.
 pub fn find(sources: &[Source]) -> Result<Found> {
     let mut found = Found::default();
-    let mut seen = HashSet::new();
+    let mut seen: HashMap<PathBuf, &Source> = HashMap::new();
     for (source, idx) in sources.iter().zip(0..) {
         let mut inputs = inputs_of(source, idx, &mut found.skipped)?;
         inputs.sort_by(|a, b| a.name.cmp(&b.name));
@@ -72,12 +72,27 @@ pub fn find(sources: &[Source]) -> Result<Found> {
                 }
                 _ => PathBuf::from(&input.name),
             };
-            if seen.insert(id) {
-                found.inputs.push(input);
+            match seen.entry(id) {
+                Entry::Vacant(place) => {
+                    place.insert(source);
+                    found.inputs.push(input);
+                }
+                Entry::Occupied(first) => check_splits(&input.name, first.get(), source)?,
             }
         }
     }
     Ok(found)
+}
+
+/// What is in two splits would be learnt and measured.
+fn check_splits(name: &str, first: &Source, second: &Source) -> Result<()> {
+    ensure!(
+        first.split == second.split,
+        "{name} belongs to two splits: the sources {:?} and {:?} overlap",
+        first.path,
+        second.path
+    );
+    Ok(())
 }
 
 fn inputs_of(source: &Source, idx: u32, skipped: &mut Counts) -> Result<Vec<Input>> {
@@ -86,7 +101,7 @@ fn inputs_of(source: &Source, idx: u32, skipped: &mut Counts) -> Result<Vec<Inpu
         source: idx,
         name: path.to_owned(),
         len_bytes: None,
-        modified_unix_s: None,
+        modified_unix_ns: None,
         location,
     };
     ensure!(!path.is_empty(), "source {}: the path is empty", idx + 1);
@@ -117,7 +132,7 @@ fn file(source: u32, path: PathBuf) -> Result<Input> {
         source,
         name: slashed(&path),
         len_bytes: metadata.is_file().then_some(metadata.len()),
-        modified_unix_s: since.map(|since| since.as_secs()),
+        modified_unix_ns: since.map(|since| since.as_nanos() as u64),
         location: Location::File(path),
     })
 }

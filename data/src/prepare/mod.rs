@@ -11,7 +11,7 @@ mod write;
 use crate::{
     clean::Cleaner,
     collect::{self, Input},
-    config::{Config, Source},
+    config::Config,
     control::Control,
     dedupe,
     encode::Encoder,
@@ -19,7 +19,7 @@ use crate::{
     shards::{MANIFEST_FILE, Manifest},
     split,
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Serialize, de::DeserializeOwned};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -62,7 +62,6 @@ impl Config {
 pub fn prepare(config: &Config, encoder: &Encoder, control: &dyn Control) -> Result<Outcome> {
     config.check()?;
     let found = collect::find(&config.sources)?;
-    check_splits(&config.sources, &found.inputs)?;
     let fingerprint = fingerprint(config, &found.inputs, encoder)?;
     if let Some(manifest) = finished(&config.out, fingerprint.as_deref()) {
         return Ok(Outcome {
@@ -107,24 +106,6 @@ fn n_threads(config: &Config) -> usize {
     }
 }
 
-/// The same file in two splits would be learnt and measured.
-fn check_splits(sources: &[Source], inputs: &[Input]) -> Result<()> {
-    let split = |input: &Input| sources[input.source as usize].split;
-    let mut seen = std::collections::BTreeMap::new();
-    for input in inputs {
-        let other = *seen.entry(&input.name).or_insert(input);
-        if split(other) != split(input) {
-            bail!(
-                "{} belongs to two splits: the sources {:?} and {:?} overlap",
-                input.name,
-                sources[other.source as usize].path,
-                sources[input.source as usize].path
-            );
-        }
-    }
-    Ok(())
-}
-
 /// What the result depends on; `None` when that cannot be told beforehand (standard input, addresses).
 fn fingerprint(config: &Config, inputs: &[Input], encoder: &Encoder) -> Result<Option<String>> {
     // Neither threads nor the place change the result.
@@ -137,7 +118,7 @@ fn fingerprint(config: &Config, inputs: &[Input], encoder: &Encoder) -> Result<O
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(serde_json::to_vec(&(&config, encoder.id(true)))?);
     for input in inputs {
-        let (Some(len_bytes), Some(modified)) = (input.len_bytes, input.modified_unix_s) else {
+        let (Some(len_bytes), Some(modified)) = (input.len_bytes, input.modified_unix_ns) else {
             return Ok(None);
         };
         hasher.update(serde_json::to_vec(&(&input.name, len_bytes, modified))?);
