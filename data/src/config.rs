@@ -123,7 +123,8 @@ pub enum Split {
     Test,
 }
 
-/// What is mended and filtered, in this order, but that masks come before `lowercase`, which leaves them as they are.
+/// What is mended and filtered, in this order but for two steps: normal forms follow the control characters (characters that
+/// one parted may compose), and masks come before `lowercase`, which leaves them as they are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 #[expect(
