@@ -17,7 +17,10 @@ use rayon::prelude::*;
 use std::{
     collections::HashMap,
     path::Path,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 /// A training document with a run of words from a held-out one.
@@ -78,7 +81,7 @@ pub fn leaks(
     control.begin("leaks", Unit::Documents, total);
     let mut found: Vec<Option<u64>> = vec![None; if n_passes == 0 { 0 } else { spool.len() }];
     for pass in 0..n_passes {
-        let grams = search.gather(pass, n_passes)?;
+        let grams = search.gather(pass, n_passes, n_grams)?;
         search.find(spool, &training, &grams, &mut found)?;
     }
     let leaks = search.name(&found);
@@ -148,9 +151,11 @@ impl Search<'_> {
     }
 
     /// The held-out runs of a pass: those with a hash in its range.
-    fn gather(&self, pass: u64, n_passes: u64) -> Result<Grams> {
+    fn gather(&self, pass: u64, n_passes: u64, n_grams: u64) -> Result<Grams> {
         let pass_of = |hash: u64| ((u128::from(hash) * u128::from(n_passes)) >> 64) as u64;
-        let all = std::sync::Mutex::new(Vec::new());
+        // Made at its size: growing would take twice the memory for a moment.
+        let n_each = n_grams.div_ceil(n_passes) as usize;
+        let all = Mutex::new(Vec::with_capacity(n_each + n_each / 64));
         self.each_held_out(|docs| {
             let mut some = Vec::new();
             for doc in docs {
@@ -161,13 +166,11 @@ impl Search<'_> {
                 });
             }
             all.lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .unwrap_or_else(PoisonError::into_inner)
                 .append(&mut some);
         })?;
         let all = all.into_inner();
-        Ok(Grams::new(
-            all.unwrap_or_else(std::sync::PoisonError::into_inner),
-        ))
+        Ok(Grams::new(all.unwrap_or_else(PoisonError::into_inner)))
     }
 
     /// Notes for each training document the smallest hash that it shares. Passes come in the order of hashes.
@@ -212,16 +215,14 @@ impl Search<'_> {
         }
         shared.sort_unstable();
         shared.dedup();
-        let firsts = std::sync::Mutex::new(HashMap::<u64, Place>::new());
+        let firsts = Mutex::new(HashMap::<u64, Place>::new());
         self.each_held_out(|docs| {
             for doc in docs {
                 self.each_gram(doc, |hash| {
                     if shared.binary_search(&hash).is_err() {
                         return;
                     }
-                    let mut firsts = firsts
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let mut firsts = firsts.lock().unwrap_or_else(PoisonError::into_inner);
                     let first = firsts.entry(hash).or_insert_with(|| doc.place.clone());
                     if by_file_and_row(&doc.place, first).is_lt() {
                         *first = doc.place.clone();
@@ -229,9 +230,7 @@ impl Search<'_> {
                 });
             }
         })?;
-        let firsts = firsts
-            .into_inner()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let firsts = firsts.into_inner().unwrap_or_else(PoisonError::into_inner);
         let leak = |(doc, hash): (usize, &Option<u64>)| {
             let with = firsts.get(&(*hash)?)?.to_string();
             let doc = doc as u32;

@@ -136,6 +136,32 @@ fn settings_without_sense_are_refused() {
     assert!(error(0.8, 0).starts_with("dedupe.ngram is 0"));
 }
 
+/// Somebody who stops it after so many questions.
+struct Impatient(std::sync::atomic::AtomicI32);
+
+impl Control for Impatient {
+    fn begin(&self, _: &str, _: crate::control::Unit, _: Option<u64>) {}
+    fn advance(&self, _: u64) {}
+    fn note(&self, _: &str) {}
+    fn cancelled(&self) -> bool {
+        self.0.fetch_sub(1, std::sync::atomic::Ordering::Relaxed) <= 0
+    }
+}
+
+#[test]
+fn it_stops_when_it_is_told_to_and_leaves_no_files() {
+    let texts = rows(100, 3);
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let spool = spool_of(folder.path(), &texts);
+    for patience in [0, 1, 30, 66] {
+        let control = Impatient(patience.into());
+        let error = groups(&spool, &config(true, 0.6, 3), folder.path(), &control).unwrap_err();
+        assert!(error.is::<crate::control::Cancelled>(), "{error}");
+        assert_eq!(folder.path().read_dir().unwrap().count(), 2);
+    }
+}
+
 /// A stream of numbers from a seed.
 struct Numbers(u64);
 
