@@ -48,7 +48,8 @@ fn default_context() -> usize {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Source {
-    /// A file, a folder, a glob, `-` for standard input, or an `http(s)://` address.
+    /// A file, a folder (all files of known endings in it and below it), a glob (`**` too), `-` for standard input, or an
+    /// `http(s)://` address. Each may be compressed (gzip, zstd) or an archive (zip, tar); hidden files are left out.
     pub path: String,
     /// What its files are; told from their names and first bytes when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,7 +113,7 @@ pub struct Fields {
     /// What is to be learnt. Default: `completion`, `answer`, `output`, `response`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completion: Option<String>,
-    /// A conversation (OpenAI's or ShareGPT's form). Default: `messages`, `conversations`.
+    /// A conversation (OpenAI's or `ShareGPT`'s form; in a table, as JSON in a string). Default: `messages`, `conversations`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub messages: Option<String>,
     /// Prompt and completion become a conversation of two messages, rendered by the chat template, or stay as they are.

@@ -47,7 +47,10 @@ impl Place {
 
     /// A config with `sources` (names within the folder) and more lines.
     fn config(&self, sources: &[&str], more: &str) -> Config {
-        let mut text = format!("out = {:?}\ntokenizer = 'tiny'\ncontext = 512\n", self.at("out"));
+        let mut text = format!(
+            "out = {:?}\ntokenizer = 'tiny'\ncontext = 512\n",
+            self.at("out")
+        );
         text += more;
         for source in sources {
             let (path, keys) = source.split_once(' ').unwrap_or((source, ""));
@@ -80,7 +83,9 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 
 /// A sentence of its own for each number.
 fn sentence(i: usize) -> String {
-    let words = ["river", "stone", "bright", "walks", "under", "seven", "quiet", "lamp"];
+    let words = [
+        "river", "stone", "bright", "walks", "under", "seven", "quiet", "lamp",
+    ];
     (0..12)
         .map(|k| format!("{}{}", words[(i * 7 + k * 3) % 8], (i * 31 + k * 17) % 97))
         .collect::<Vec<_>>()
@@ -123,11 +128,18 @@ fn documents_of_all_shapes_become_rows_of_their_splits() {
     place.write("b/one.txt", "a text in a file of its own");
     place.write("b/two.md", "# A page\n\nwith a line");
     place.write("b/skipped.xyz", "no format has this name");
-    place.write("c.csv", "question,answer\nwhat is it,\"a \"\"quoted\"\" thing\"\nand now,nothing\n");
+    place.write(
+        "c.csv",
+        "question,answer\nwhat is it,\"a \"\"quoted\"\" thing\"\nand now,nothing\n",
+    );
     let config = place.config(&["a.jsonl", "b", "c.csv"], ONE);
     let outcome = place.prepare(&config).unwrap();
     let report = outcome.report;
-    let found: Vec<_> = report.sources.iter().map(|s| (s.files, s.documents, s.kept)).collect();
+    let found: Vec<_> = report
+        .sources
+        .iter()
+        .map(|s| (s.files, s.documents, s.kept))
+        .collect();
     assert_eq!(found, [(1, 40, 40), (2, 2, 2), (1, 2, 2)]);
     assert_eq!(report.unread_files.values().sum::<u64>(), 1);
     let out = place.at("out");
@@ -136,12 +148,23 @@ fn documents_of_all_shapes_become_rows_of_their_splits() {
         .flat_map(|split| texts(&out, split))
         .collect();
     assert_eq!(all.len(), 44);
-    for wanted in [&sentence(3), "a text in a file of its own", "a \"quoted\" thing"] {
-        assert!(all.iter().any(|text| text.contains(wanted.trim())), "{wanted}: {all:?}");
+    for wanted in [
+        &sentence(3),
+        "a text in a file of its own",
+        "a \"quoted\" thing",
+    ] {
+        assert!(
+            all.iter().any(|text| text.contains(wanted.trim())),
+            "{wanted}: {all:?}"
+        );
     }
     let valid = texts(&out, Split::Valid).len();
     assert!((3..=16).contains(&valid), "{valid} of 44 at a share of 0.2");
-    assert!(fs::read_to_string(out.join(REPORT_FILE)).unwrap().contains("44"));
+    assert!(
+        fs::read_to_string(out.join(REPORT_FILE))
+            .unwrap()
+            .contains("44")
+    );
     assert!(!out.join(".work").exists() && !out.join(".new").exists());
 }
 
@@ -176,8 +199,14 @@ fn duplicates_go_and_what_is_held_out_is_not_trained_on() {
         sentence(51),
     );
     place.write("train.jsonl", &train);
-    place.write("test.jsonl", &format!("{{\"text\": {:?}}}\n", long.join(" ")));
-    place.write("both.jsonl", &format!("{{\"text\": {:?}}}\n", long.join(" ")));
+    place.write(
+        "test.jsonl",
+        &format!("{{\"text\": {:?}}}\n", long.join(" ")),
+    );
+    place.write(
+        "both.jsonl",
+        &format!("{{\"text\": {:?}}}\n", long.join(" ")),
+    );
     let config = place.config(
         &["train.jsonl", "both.jsonl", "test.jsonl split = 'test'"],
         "pack.mode = 'one'\nsplit.valid = 0.0\n",
@@ -188,9 +217,16 @@ fn duplicates_go_and_what_is_held_out_is_not_trained_on() {
         .iter()
         .map(|step| (step.name.as_str(), step.dropped))
         .collect();
-    assert_eq!(dropped, BTreeMap::from([("dedupe.exact", 2), ("dedupe.leak_ngram", 1)]));
+    assert_eq!(
+        dropped,
+        BTreeMap::from([("dedupe.exact", 2), ("dedupe.leak_ngram", 1)])
+    );
     let out = place.at("out");
-    assert_eq!(texts(&out, Split::Test).len(), 1, "the test set lost nothing");
+    assert_eq!(
+        texts(&out, Split::Test).len(),
+        1,
+        "the test set lost nothing"
+    );
     let train = texts(&out, Split::Train);
     assert_eq!(train.len(), 2, "{train:?}");
     assert!(train.iter().any(|text| text.contains(&sentence(51))));
@@ -201,7 +237,10 @@ fn files_outside_are_kept_out() {
     let place = Place::new();
     place.write("a.jsonl", &jsonl(0..20));
     let long = format!("{} {}", sentence(90), sentence(91));
-    place.write("a2.jsonl", &format!("{{\"text\": {:?}}}\n", format!("so {long} it is")));
+    place.write(
+        "a2.jsonl",
+        &format!("{{\"text\": {:?}}}\n", format!("so {long} it is")),
+    );
     place.write("bench.txt", &long);
     let bench = format!("{:?}", place.at("bench.txt"));
     let config = place.config(
@@ -209,9 +248,17 @@ fn files_outside_are_kept_out() {
         &format!("split.valid = 0.0\ndedupe.decontaminate = [{bench}]\n"),
     );
     let report = place.prepare(&config).unwrap().report;
-    let step = report.steps.iter().find(|step| step.name == "dedupe.leak_ngram").unwrap();
+    let step = report
+        .steps
+        .iter()
+        .find(|step| step.name == "dedupe.leak_ngram")
+        .unwrap();
     assert_eq!((step.dropped, step.examples.len()), (1, 1));
-    assert!(step.examples[0].why.contains("bench.txt"), "{:?}", step.examples);
+    assert!(
+        step.examples[0].why.contains("bench.txt"),
+        "{:?}",
+        step.examples
+    );
 }
 
 /// Stops at the nth question.
@@ -234,7 +281,10 @@ impl Control for StopAt {
 fn stopped_anywhere_it_leaves_what_was_there_and_goes_on_to_the_same_result() {
     let place = Place::new();
     place.write("a.jsonl", &jsonl(0..60));
-    let config = place.config(&["a.jsonl"], "[dedupe]\nnear = true\n[clean]\nboilerplate_docs = 50\n");
+    let config = place.config(
+        &["a.jsonl"],
+        "[dedupe]\nnear = true\n[clean]\nboilerplate_docs = 50\n",
+    );
     place.prepare(&config).unwrap();
     let whole = place.dataset();
     fs::remove_dir_all(place.at("out")).unwrap();
@@ -264,14 +314,23 @@ fn lines_that_repeat_across_documents_go() {
     let place = Place::new();
     let footer = "Subscribe to our newsletter today";
     for i in 0..6 {
-        place.write(&format!("d/{i}.txt"), &format!("{}\n{footer}\n", sentence(i)));
+        place.write(
+            &format!("d/{i}.txt"),
+            &format!("{}\n{footer}\n", sentence(i)),
+        );
     }
     place.write("d/last.txt", footer);
-    let config = place.config(&["d"], "split.valid = 0.0\nclean.boilerplate_docs = 5\npack.mode = 'one'\n");
+    let config = place.config(
+        &["d"],
+        "split.valid = 0.0\nclean.boilerplate_docs = 5\npack.mode = 'one'\n",
+    );
     let report = place.prepare(&config).unwrap().report;
     let texts = texts(&place.at("out"), Split::Train);
     assert_eq!(texts.len(), 6);
-    assert!(texts.iter().all(|text| !text.contains("newsletter")), "{texts:?}");
+    assert!(
+        texts.iter().all(|text| !text.contains("newsletter")),
+        "{texts:?}"
+    );
     assert_eq!(report.changed["boilerplate_docs"], 7);
     assert_eq!(report.n_documents(), 7);
 }
@@ -279,10 +338,16 @@ fn lines_that_repeat_across_documents_go() {
 #[test]
 fn a_bad_line_is_named_or_counted() {
     let place = Place::new();
-    place.write("a.jsonl", &format!("{}{{\"text\": oops}}\n{}", jsonl(0..3), jsonl(3..5)));
+    place.write(
+        "a.jsonl",
+        &format!("{}{{\"text\": oops}}\n{}", jsonl(0..3), jsonl(3..5)),
+    );
     let mut config = place.config(&["a.jsonl"], "split.valid = 0.0\npack.mode = 'one'\n");
     let error = format!("{:#}", place.prepare(&config).unwrap_err());
-    assert!(error.contains("a.jsonl:4") && error.contains("--skip-bad"), "{error}");
+    assert!(
+        error.contains("a.jsonl:4") && error.contains("--skip-bad"),
+        "{error}"
+    );
     config.skip_bad = true;
     let report = place.prepare(&config).unwrap().report;
     assert_eq!(report.n_kept(), 5);
@@ -309,15 +374,27 @@ fn mistakes_are_named_and_leave_what_was_there() {
     check(&["none.jsonl"], "", "none.jsonl");
     check(&["empty.txt"], "", "nothing is left after cleaning");
     check(&["a.jsonl"], "clean.languages = ['xyz']\n", "xyz");
-    check(&["a.jsonl"], "split.valid = 0.7\nsplit.test = 0.4\n", "split.valid");
+    check(
+        &["a.jsonl"],
+        "split.valid = 0.7\nsplit.test = 0.4\n",
+        "split.valid",
+    );
     check(&["a.jsonl"], "dedupe.threshold = 2.0\n", "threshold");
-    check(&["a.jsonl"], "clean.min_chars = 100000\n", "nothing is left after cleaning");
+    check(
+        &["a.jsonl"],
+        "clean.min_chars = 100000\n",
+        "nothing is left after cleaning",
+    );
     check(
         &["a.jsonl", "a.jsonl split = 'valid'"],
         "",
         "belongs to two splits",
     );
-    check(&["a.jsonl split = 'valid'"], "", "no document is left to train on");
+    check(
+        &["a.jsonl split = 'valid'"],
+        "",
+        "no document is left to train on",
+    );
     check(&["a.jsonl fields.text = 'body'"], "", "`body`");
 }
 
@@ -347,12 +424,17 @@ fn rows_are_packed_as_asked() {
         place.prepare(&config).unwrap();
         let shards = Shards::open(&place.at("out")).unwrap();
         let train = shards.split(Split::Train).unwrap();
-        let rows: Vec<_> = (0..train.n_rows()).map(|idx| train.row(idx).unwrap()).collect();
+        let rows: Vec<_> = (0..train.n_rows())
+            .map(|idx| train.row(idx).unwrap())
+            .collect();
         let most_segments = rows.iter().map(|row| row.segments.len()).max().unwrap();
         assert_eq!(most_segments > 1, mode == PackMode::Segments);
         assert!(rows.iter().all(|row| row.n_positions() <= 512));
         let manifest: serde_json::Value =
             serde_json::from_slice(&place.dataset()[MANIFEST_FILE]).unwrap();
-        assert_eq!(manifest["config"]["pack"]["mode"], serde_json::to_value(mode).unwrap());
+        assert_eq!(
+            manifest["config"]["pack"]["mode"],
+            serde_json::to_value(mode).unwrap()
+        );
     }
 }

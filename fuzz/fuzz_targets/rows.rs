@@ -3,4 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| fledgling_data::collect::testing::exercise_rows(bytes));
+fuzz_target!(
+    // The parquet crate panics on some broken files. That is caught, but libFuzzer's hook ends the process before; without
+    // the hook only panics that nobody catches do.
+    init: drop(std::panic::take_hook()),
+    |bytes: &[u8]| fledgling_data::collect::testing::exercise_rows(bytes)
+);

@@ -124,7 +124,12 @@ fn run_prepare(args: &PrepareArgs) -> Result<()> {
     if outcome.up_to_date {
         note("nothing to do: these files were prepared with this config already");
     } else {
-        let len_bytes = outcome.report.sources.iter().map(|source| source.len_bytes).sum();
+        let len_bytes = outcome
+            .report
+            .sources
+            .iter()
+            .map(|source| source.len_bytes)
+            .sum();
         note(format!(
             "{} in {:.1} s; the report is {}",
             human_bytes(len_bytes),
@@ -146,14 +151,21 @@ fn run_prepare(args: &PrepareArgs) -> Result<()> {
 
 /// The config file, or one made of the command line.
 fn config(args: &PrepareArgs) -> Result<Config> {
-    let is_config = |path: &String| Path::new(path).extension().is_some_and(|ending| ending == "toml");
+    let is_config = |path: &String| {
+        Path::new(path)
+            .extension()
+            .is_some_and(|ending| ending == "toml")
+    };
     let mut overrides = args.set.clone();
     if args.skip_bad {
         overrides.push("skip_bad=true".to_owned());
     }
     for (key, value) in [
         ("tokenizer", args.tokenizer.clone()),
-        ("out", args.out.as_ref().map(|out| out.display().to_string())),
+        (
+            "out",
+            args.out.as_ref().map(|out| out.display().to_string()),
+        ),
     ] {
         overrides.extend(value.map(|value| format!("{key}={}", toml::Value::String(value))));
     }
@@ -166,10 +178,7 @@ fn config(args: &PrepareArgs) -> Result<Config> {
             if args.tokenizer.is_none() || args.out.is_none() {
                 bail!("sources need --tokenizer MODEL and --out FOLDER (or give a config)");
             }
-            let sources: Vec<_> = sources
-                .iter()
-                .map(|path| Source::of(path))
-                .collect();
+            let sources: Vec<_> = sources.iter().map(|path| Source::of(path)).collect();
             let text = toml::to_string(&json!({"source": sources}))?;
             toml_config::parse(&text, &overrides)
         }
@@ -181,7 +190,10 @@ fn config(args: &PrepareArgs) -> Result<Config> {
 /// # Errors
 /// When there is no such model or file.
 pub fn encoder(name: &str) -> Result<Encoder> {
-    if Path::new(name).extension().is_some_and(|ending| ending == "json") {
+    if Path::new(name)
+        .extension()
+        .is_some_and(|ending| ending == "json")
+    {
         return Encoder::from_tokenizer_json(Path::new(name));
     }
     Ok(Encoder::from_model(&model::open(name)?.info))
@@ -229,7 +241,11 @@ fn show_row(shards: &Shards, args: &InspectArgs, idx: usize, name: &str) -> Resu
         .and_then(|split| shards.split(split))
         .with_context(|| format!("the dataset has no split {}", args.split))?;
     if idx >= split.n_rows() {
-        bail!("--row {idx}: the split {} has {} rows", args.split, split.n_rows());
+        bail!(
+            "--row {idx}: the split {} has {} rows",
+            args.split,
+            split.n_rows()
+        );
     }
     let row = split.row(idx)?;
     let mut text = String::new();
@@ -237,10 +253,19 @@ fn show_row(shards: &Shards, args: &InspectArgs, idx: usize, name: &str) -> Resu
     for len in &row.segments {
         let range = start..start + *len as usize;
         start = range.end;
-        for marked in row.tokens[range.clone()].iter().zip(&row.counted[range]).collect::<Vec<_>>().chunk_by(|a, b| a.1 == b.1) {
+        for marked in row.tokens[range.clone()]
+            .iter()
+            .zip(&row.counted[range])
+            .collect::<Vec<_>>()
+            .chunk_by(|a, b| a.1 == b.1)
+        {
             let ids: Vec<u32> = marked.iter().map(|(id, _)| **id).collect();
             let piece = encoder.tokenizer().decode(&ids, false);
-            text += &if *marked[0].1 { format!("⟦{piece}⟧") } else { piece };
+            text += &if *marked[0].1 {
+                format!("⟦{piece}⟧")
+            } else {
+                piece
+            };
         }
         text += "\n---\n";
     }

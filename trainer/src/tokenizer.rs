@@ -97,7 +97,11 @@ fn run_train(args: &TrainArgs) -> Result<()> {
         };
         split_of(identity(&document.body), 0, None, &shares) == Split::Valid
     };
-    let trained = train(texts(&sources, |document| !held_out(document))?, &options, &bars)?;
+    let trained = train(
+        texts(&sources, |document| !held_out(document))?,
+        &options,
+        &bars,
+    )?;
     bars.clear();
     trained.write(&args.out)?;
     note(format!(

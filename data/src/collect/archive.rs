@@ -16,6 +16,7 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
 };
+use tar::EntryType;
 use tempfile::TempPath;
 use zip::{CompressionMethod, ZipArchive, result::ZipError};
 
@@ -215,8 +216,8 @@ impl TarState {
         }
     }
 
-    /// Reads up to the content of the next member: its name and whether it is a file.
-    fn header(&mut self) -> io::Result<Option<(String, bool)>> {
+    /// Reads up to the content of the next member: its name and type.
+    fn header(&mut self) -> io::Result<Option<(String, EntryType)>> {
         self.skip()?;
         (self.left, self.padding) = (0, 0);
         let limited = (&mut self.stream).take(MOST_HEADER_BYTES);
@@ -225,12 +226,17 @@ impl TarState {
             return Ok(None);
         };
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let is_file = entry.header().entry_type().is_file();
-        let len = entry.header().entry_size()?.max(entry.size());
+        let kind = entry.header().entry_type();
+        // A sparse file has less in the archive than its size.
+        let len = if kind.is_gnu_sparse() {
+            entry.header().entry_size()?
+        } else {
+            entry.size()
+        };
         drop(entry);
         self.left = len;
-        self.padding = len.next_multiple_of(TAR_BLOCK_BYTES) - len;
-        Ok(Some((name, is_file)))
+        self.padding = (TAR_BLOCK_BYTES - len % TAR_BLOCK_BYTES) % TAR_BLOCK_BYTES;
+        Ok(Some((name, kind)))
     }
 }
 
@@ -253,12 +259,16 @@ impl Members for Tar {
                 state.failed = true;
                 Flaw::whole(0, format!("broken tar: {error}"))
             })?;
-            let Some((name, is_file)) = header else {
+            let Some((name, kind)) = header else {
                 return Ok(None);
             };
-            if is_file && names::is_taken(&name, skipped) {
-                let stream: Stream = Box::new(TarMember(Arc::clone(&self.0)));
-                let stream = Ok(stream);
+            if (kind.is_file() || kind.is_gnu_sparse()) && names::is_taken(&name, skipped) {
+                let stream = if kind.is_file() {
+                    Ok(Box::new(TarMember(Arc::clone(&self.0))) as Stream)
+                } else {
+                    let reason = "is a sparse file, which is not supported in an archive";
+                    Err(Flaw::whole(0, reason.to_owned()))
+                };
                 return Ok(Some(Member { name, stream }));
             }
         }
@@ -273,8 +283,11 @@ impl Read for TarMember {
         let len = buffer
             .len()
             .min(usize::try_from(state.left).unwrap_or(usize::MAX));
+        if len == 0 {
+            return Ok(0);
+        }
         let read = match state.stream.read(&mut buffer[..len]) {
-            Ok(0) if len > 0 => Err(cut_off()),
+            Ok(0) => Err(cut_off()),
             read => read,
         };
         match &read {

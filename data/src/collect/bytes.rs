@@ -53,7 +53,7 @@ impl Stored {
             }
         }
         let digest = self.tally().sha256.clone().finalize();
-        Ok(digest.iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(format!("{digest:x}"))
     }
 }
 
@@ -206,10 +206,15 @@ pub(super) struct Decoding {
 
 impl Read for Decoding {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            // Zstd's decoder takes this for a mistake.
+            return Ok(0);
+        }
         let n = self.stream.read(buffer).map_err(|error| {
-            let decoders = !error
-                .get_ref()
-                .is_some_and(|inner| inner.is::<Unreadable>());
+            let inner = error.get_ref();
+            let decoders = inner
+                .and_then(|inner| inner.downcast_ref::<Unreadable>())
+                .is_none();
             if decoders && error.kind() != io::ErrorKind::Interrupted {
                 let (what, n) = (self.what, self.n_bytes);
                 io::Error::new(

@@ -69,7 +69,7 @@ fn encoding_of_text(sample: &[u8]) -> Result<Option<&'static Encoding>, String> 
     if let Some((encoding, _)) = Encoding::for_bom(sample) {
         return Ok(Some(encoding));
     }
-    let n_nul = sample.iter().filter(|&&byte| byte == 0).count();
+    let n_nul = sample.split(|&byte| byte == 0).count() - 1;
     if n_nul == 0 {
         return Ok(None);
     }

@@ -14,7 +14,7 @@ use walkdir::WalkDir;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// For the response to begin, and for each read: a large file as a whole may take as long as it takes.
-const SILENCE_TIMEOUT: Duration = Duration::from_secs(60);
+const SILENCE_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// One file, archive, address or standard input, found before anything is read.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -69,7 +69,9 @@ impl Iterator for Lines {
                 Ok(false) => return None,
                 Ok(true) if self.line.trim_ascii().is_empty() => {}
                 Ok(true) => {
-                    let body = self.wanted.body_of_json(&self.line, self.row, true);
+                    // Columns in errors are those of this line, not of the empty one after it.
+                    let line = self.line.trim_ascii_end();
+                    let body = self.wanted.body_of_json(line, self.row, true);
                     return Some(body.map(|body| (self.row, body)));
                 }
                 Err(flaw) => return Some(Err(flaw)),
@@ -456,18 +458,18 @@ impl ValueEnd {
                 continue;
             }
             match byte {
-                b'"' if self.depth == 0 && self.begun => return (i, true),
+                b'"' | b'{' | b'[' if self.depth == 0 && self.begun => return (i, true),
+                b'}' | b']' | b',' | b' ' | b'\t' | b'\n' | b'\r' if self.depth == 0 => {
+                    return (i, true);
+                }
                 b'"' => self.in_string = true,
-                b'{' | b'[' if self.depth == 0 && self.begun => return (i, true),
                 b'{' | b'[' => self.depth += 1,
-                b'}' | b']' if self.depth == 0 => return (i, true),
                 b'}' | b']' => {
                     self.depth -= 1;
                     if self.depth == 0 {
                         return (i + 1, true);
                     }
                 }
-                b',' | b' ' | b'\t' | b'\n' | b'\r' if self.depth == 0 => return (i, true),
                 _ => {}
             }
             self.begun = true;

@@ -167,7 +167,7 @@ fn value_of(field: Field) -> Result<Value, &'static str> {
         Field::Bool(value) => Value::Bool(value),
         Field::Group(row) => {
             let columns = row.into_columns().into_iter();
-            let pairs = columns.map(|(name, field)| value_of(field).map(|value| (name, value)));
+            let pairs = columns.map(|(name, field)| Ok::<_, &str>((name, value_of(field)?)));
             Value::Object(pairs.collect::<Result<Map<_, _>, _>>()?)
         }
         Field::ListInternal(list) => {

@@ -325,7 +325,7 @@ fn type_name(value: &Value) -> &'static str {
     }
 }
 
-/// A conversation in OpenAI's or ShareGPT's form. In a table it stands as JSON in a string.
+/// A conversation in OpenAI's or `ShareGPT`'s form. In a table it stands as JSON in a string.
 fn messages_of(value: Value) -> Result<Vec<Message>, String> {
     let list = match value {
         Value::Array(list) => list,
@@ -387,7 +387,7 @@ fn parts_of(parts: Vec<Value>) -> Result<String, String> {
     Ok(texts.join("\n"))
 }
 
-/// ShareGPT's and others' names for who speaks.
+/// `ShareGPT`'s and others' names for who speaks.
 fn usual_role(role: String) -> String {
     match role.as_str() {
         "human" => "user".to_owned(),

@@ -4,37 +4,31 @@ use super::{
     Flaw, Rows,
     bytes::{READ_BYTES, Stream},
     json::MOST_ROW_BYTES,
-    rows::{Misfit, Picked, Wanted},
+    rows::{Picked, Wanted},
 };
 use crate::document::Body;
-use csv::{ByteRecord, ErrorKind, Position, Reader, ReaderBuilder};
+use csv::{ByteRecord, ErrorKind, Reader, ReaderBuilder, Terminator};
 use serde_json::Value;
 use std::{
     io::{self, Read},
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 /// A document a record.
 pub(super) struct Records {
-    reader: Reader<Limited>,
-    budget: Budget,
+    reader: Reader<Watched>,
+    watch: Watch,
     wanted: Wanted,
     /// Of each column the number of the wanted key.
     columns: Vec<Option<usize>>,
     record: ByteRecord,
+    most_bytes: usize,
 }
 
 impl Records {
     pub(super) fn rows(stream: Stream, delimiter: u8, wanted: Wanted) -> Result<Rows, Flaw> {
-        Ok(Box::new(Self::with_limit(
-            stream,
-            delimiter,
-            wanted,
-            MOST_ROW_BYTES,
-        )?))
+        let records = Self::with_limit(stream, delimiter, wanted, MOST_ROW_BYTES)?;
+        Ok(Box::new(records))
     }
 
     pub(super) fn with_limit(
@@ -43,52 +37,98 @@ impl Records {
         wanted: Wanted,
         most_bytes: usize,
     ) -> Result<Self, Flaw> {
-        let budget = Budget {
-            left: Arc::new(AtomicUsize::new(most_bytes)),
+        let watch = Watch::default();
+        let watched = Watched {
+            stream,
+            watch: watch.clone(),
+        };
+        // With the other terminator the reader ends a record at `\r` and counts its `\n` to the next one.
+        let reader = ReaderBuilder::new()
+            .delimiter(delimiter)
+            .terminator(Terminator::Any(b'\n'))
+            .has_headers(false)
+            .flexible(true)
+            .buffer_capacity(READ_BYTES)
+            .from_reader(watched);
+        let mut records = Self {
+            reader,
+            watch,
+            wanted,
+            columns: Vec::new(),
+            record: ByteRecord::new(),
             most_bytes,
         };
-        let limited = Limited {
-            stream,
-            budget: budget.clone(),
-        };
-        let mut reader = ReaderBuilder::new()
-            .delimiter(delimiter)
-            .buffer_capacity(READ_BYTES)
-            .from_reader(limited);
-        let header = reader.byte_headers().map_err(|error| flaw(&error, 1))?;
-        let names: Vec<String> = header
-            .iter()
-            .map(|name| String::from_utf8_lossy(name).trim().to_owned())
-            .collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         // An empty file has no rows, and so no wrong ones.
-        if !names.is_empty() {
-            wanted
-                .check(&names)
-                .map_err(|reason| Flaw::whole(1, reason))?;
+        if let Some(row) = records.read()? {
+            records.take_header(row)?;
         }
-        let columns = names.iter().map(|name| wanted.find(name)).collect();
-        Ok(Self {
-            reader,
-            budget,
-            wanted,
-            columns,
-            record: ByteRecord::new(),
-        })
+        Ok(records)
+    }
+
+    fn take_header(&mut self, row: u64) -> Result<(), Flaw> {
+        let names = self.record.iter().map(String::from_utf8_lossy);
+        let names: Vec<String> = names.map(|name| name.trim().to_owned()).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let checked = self.wanted.check(&names);
+        checked.map_err(|reason| Flaw::whole(row, reason))?;
+        self.columns = names.iter().map(|name| self.wanted.find(name)).collect();
+        Ok(())
+    }
+
+    /// Reads the next record, and tells the line where it begins.
+    fn read(&mut self) -> Result<Option<u64>, Flaw> {
+        loop {
+            self.watch.lock().left = self.most_bytes;
+            let start = self.reader.position().line();
+            match self.reader.read_byte_record(&mut self.record) {
+                Ok(false) => return Ok(None),
+                Ok(true) if self.record.len() == 1 && &self.record[0] == b"\r" => {}
+                Ok(true) => return Ok(Some(self.line())),
+                Err(error) => {
+                    return Err(match error.into_kind() {
+                        ErrorKind::Io(error) => Flaw::whole(start, error.to_string()),
+                        other => Flaw::whole(start, format!("{other:?}")),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Empty lines before a record are passed over silently, so that its line is counted from its end.
+    fn line(&self) -> u64 {
+        let end = self.reader.position();
+        let n_breaks_within: usize = self
+            .record
+            .iter()
+            .map(|value| value.split(|&byte| byte == b'\n').count() - 1)
+            .sum();
+        let watched = self.watch.lock();
+        let unterminated = end.byte() == watched.n_bytes && watched.last != b'\n';
+        let last_line = end.line() - u64::from(!unterminated).min(end.line());
+        last_line.saturating_sub(n_breaks_within as u64).max(1)
     }
 
     fn body(&self, row: u64) -> Result<Body, Flaw> {
+        let (len, expected) = (self.record.len(), self.columns.len());
+        if len != expected {
+            let reason = format!("the record has {len} fields, but the header {expected}");
+            return Err(Flaw::row(row, reason));
+        }
         let mut picked = Picked::default();
-        for (value, key_idx) in self.record.iter().zip(&self.columns) {
-            if let Some(key_idx) = *key_idx {
-                let text = std::str::from_utf8(value)
-                    .map_err(|_| Flaw::row(row, "invalid UTF-8".to_owned()))?;
-                self.wanted
-                    .offer(&mut picked, key_idx, Value::String(text.to_owned()));
-            }
+        for (idx, (value, key_idx)) in self.record.iter().zip(&self.columns).enumerate() {
+            let Some(key_idx) = *key_idx else { continue };
+            let ends_line = idx + 1 == len;
+            let value = value
+                .strip_suffix(b"\r")
+                .filter(|_| ends_line)
+                .unwrap_or(value);
+            let text = std::str::from_utf8(value)
+                .map_err(|_| Flaw::row(row, "invalid UTF-8".to_owned()))?;
+            let value = Value::String(text.to_owned());
+            self.wanted.offer(&mut picked, key_idx, value);
         }
         let body = self.wanted.body(picked);
-        body.map_err(|misfit: Misfit| Flaw::row(row, misfit.reason::<&str>(&[])))
+        body.map_err(|misfit| Flaw::row(row, misfit.reason::<&str>(&[])))
     }
 }
 
@@ -96,68 +136,48 @@ impl Iterator for Records {
     type Item = Result<(u64, Body), Flaw>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.budget.refill();
-        let line = self.reader.position().line();
-        match self.reader.read_byte_record(&mut self.record) {
-            Ok(false) => None,
-            Ok(true) => {
-                let row = self.record.position().map_or(line, Position::line);
-                Some(self.body(row).map(|body| (row, body)))
-            }
-            Err(error) => Some(Err(flaw(&error, line))),
+        match self.read() {
+            Ok(row) => row.map(|row| self.body(row).map(|body| (row, body))),
+            Err(flaw) => Some(Err(flaw)),
         }
     }
 }
 
-fn flaw(error: &csv::Error, line: u64) -> Flaw {
-    match error.kind() {
-        ErrorKind::UnequalLengths {
-            pos,
-            expected_len,
-            len,
-        } => {
-            let row = pos.as_ref().map_or(line, Position::line);
-            Flaw::row(
-                row,
-                format!("has {len} fields, but the header {expected_len}"),
-            )
-        }
-        ErrorKind::Io(error) => Flaw::whole(line, error.to_string()),
-        _ => Flaw::whole(line, error.to_string()),
+/// What went into the reader, and how much more may for the record at hand: it would keep a quote that is never closed as
+/// a whole.
+#[derive(Clone, Default)]
+struct Watch(Arc<Mutex<Progress>>);
+
+#[derive(Default)]
+struct Progress {
+    left: usize,
+    n_bytes: u64,
+    last: u8,
+}
+
+impl Watch {
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How much more may be read for the record at hand: the reader would keep a quote that is never closed as a whole.
-#[derive(Clone)]
-struct Budget {
-    left: Arc<AtomicUsize>,
-    most_bytes: usize,
-}
-
-impl Budget {
-    fn refill(&self) {
-        self.left.store(self.most_bytes, Ordering::Relaxed);
-    }
-}
-
-struct Limited {
+struct Watched {
     stream: Stream,
-    budget: Budget,
+    watch: Watch,
 }
 
-impl Read for Limited {
+impl Read for Watched {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let left = self.budget.left.load(Ordering::Relaxed);
-        if left == 0 {
-            return Err(io::Error::other(format!(
-                "a record is longer than {} bytes: a quote may be left open",
-                self.budget.most_bytes
-            )));
+        if self.watch.lock().left == 0 {
+            return Err(io::Error::other(
+                "a record is too long; a quote may be left open",
+            ));
         }
         let n = self.stream.read(buffer)?;
-        self.budget
-            .left
-            .store(left.saturating_sub(n), Ordering::Relaxed);
+        let mut progress = self.watch.lock();
+        progress.left = progress.left.saturating_sub(n);
+        progress.n_bytes += n as u64;
+        progress.last = buffer[..n].last().copied().unwrap_or(progress.last);
         Ok(n)
     }
 }

@@ -60,6 +60,13 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
     writer.finish().unwrap()
 }
 
+#[test]
+fn documents_can_be_read_in_another_thread() {
+    fn is_send<T: Send>(_: &T) {}
+    let documents = documents_of(io::empty(), "a.txt", &source(), |_| {});
+    is_send(&documents.unwrap());
+}
+
 /// The stored corpus of the fuzz target `rows`: what once broke stays mended.
 #[test]
 fn the_fuzz_corpus_is_replayed() {
@@ -76,7 +83,7 @@ proptest::proptest! {
     /// Bytes of the corpus, changed and cut, do not break anything.
     #[test]
     fn broken_files_are_no_panic(
-        file in 0_usize..13,
+        file in 0_usize..14,
         at in proptest::collection::vec((0.0..1.0, 0_u8..=255), 0..6),
         cut in 0.0..1.2_f64,
     ) {

@@ -40,9 +40,8 @@ pub(super) fn read(mut peek: Peek, format: Format, most_bytes: u64) -> Result<St
 /// Takes off a block of YAML (between `---`) or TOML (between `+++`) at the very start.
 fn without_front_matter(text: String) -> String {
     let mut lines = text.split_inclusive('\n');
-    let fence = match lines.next().map(str::trim_end) {
-        Some(fence @ ("---" | "+++")) => fence,
-        _ => return text,
+    let Some(fence @ ("---" | "+++")) = lines.next().map(str::trim_end) else {
+        return text;
     };
     let mut begun = false;
     for line in lines {

@@ -173,7 +173,12 @@ fn drop_leaks(
     chosen: &mut Chosen,
     control: &dyn Control,
 ) -> Result<()> {
-    let outside: Vec<Source> = config.dedupe.decontaminate.iter().map(|path| Source::of(path)).collect();
+    let outside: Vec<Source> = config
+        .dedupe
+        .decontaminate
+        .iter()
+        .map(|path| Source::of(path))
+        .collect();
     let documents = collect::all(&outside)?;
     let fates = &chosen.fates;
     let held_out = |idx: usize| matches!(fates[idx], Fate::Kept(Split::Valid | Split::Test));

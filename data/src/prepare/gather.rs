@@ -137,7 +137,9 @@ fn read_all(
         let sunk = put_in_order(outcomes, sink);
         gone.store(true, Ordering::Relaxed);
         // The reader's error is the earlier one in the documents' order only when the sink had none.
-        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        let read = reader
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         sunk.and(read)
     })
 }
@@ -172,7 +174,9 @@ fn read(
         };
         let (mut items, mut len_bytes, mut n_documents) = (Vec::new(), 0, 0);
         for item in &mut documents {
-            len_bytes += item.as_ref().map_or(0, |document| document.body.len_bytes());
+            len_bytes += item
+                .as_ref()
+                .map_or(0, |document| document.body.len_bytes());
             n_documents += u64::from(item.is_ok());
             items.push(item);
             if len_bytes >= BATCH_BYTES || items.len() >= BATCH_DOCUMENTS {
@@ -351,7 +355,12 @@ impl<'a> Sink<'a> {
         source.files += 1;
         source.len_bytes += record.len_bytes;
         for (ending, n) in &record.skipped {
-            *self.gathered.report.unread_files.entry(ending.clone()).or_default() += n;
+            *self
+                .gathered
+                .report
+                .unread_files
+                .entry(ending.clone())
+                .or_default() += n;
         }
         self.gathered.files.push(record);
     }

@@ -44,12 +44,18 @@ impl Config {
     /// # Errors
     /// With the key and what is allowed.
     pub fn check(&self) -> Result<()> {
-        ensure!(!self.sources.is_empty(), "no [[source]]: name where documents come from");
+        ensure!(
+            !self.sources.is_empty(),
+            "no [[source]]: name where documents come from"
+        );
         ensure!(self.context >= 2, "context = {}: at least 2", self.context);
         split::check(&self.split)?;
         dedupe::check(&self.dedupe)?;
         Cleaner::new(&self.clean)?;
-        ensure!(self.pack.shard_tokens >= 1, "pack.shard_tokens = 0: at least 1");
+        ensure!(
+            self.pack.shard_tokens >= 1,
+            "pack.shard_tokens = 0: at least 1"
+        );
         Ok(())
     }
 }

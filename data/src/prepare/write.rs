@@ -58,7 +58,8 @@ pub(super) fn run(job: &Job<'_>) -> Result<Outcome> {
     };
     let mut output = Output::new(job, DatasetWriter::create(&job.config.out, layout)?);
     let n_documents = Some(spool.len() as u64);
-    job.control.begin("tokenising and packing", Unit::Documents, n_documents);
+    job.control
+        .begin("tokenising and packing", Unit::Documents, n_documents);
     let chunks = spool.chunks(CHUNK_BYTES, 1 << 14)?;
     for window in chunks.chunks(CHUNKS_PER_THREAD * rayon::current_num_threads()) {
         job.control.check()?;
@@ -77,12 +78,13 @@ pub(super) fn run(job: &Job<'_>) -> Result<Outcome> {
 
 fn encode(job: &Job<'_>, spool: &Spool, start: usize, end: usize) -> Result<Vec<Item>> {
     let documents = spool.read_range(start, end)?;
-    let kept = documents.into_iter().zip(start..).filter_map(|(document, idx)| {
-        match job.chosen.fates[idx] {
+    let kept = documents
+        .into_iter()
+        .zip(start..)
+        .filter_map(|(document, idx)| match job.chosen.fates[idx] {
             Fate::Dropped => None,
             Fate::Kept(split) => Some((document, idx, split)),
-        }
-    });
+        });
     let items = kept.map(|(document, idx, split)| Item {
         idx,
         split,
@@ -170,7 +172,14 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
-    fn count(&mut self, idx: usize, split: Split, source: u32, len_bytes: usize, encoded: &Encoded) {
+    fn count(
+        &mut self,
+        idx: usize,
+        split: Split,
+        source: u32,
+        len_bytes: usize,
+        encoded: &Encoded,
+    ) {
         let n_tokens = encoded.tokens.len() as u64;
         self.kept[idx] = true;
         self.lengths[n_tokens.max(1).ilog2() as usize] += 1;
@@ -202,20 +211,32 @@ impl<'a> Output<'a> {
                 }
             );
         }
-        self.report.splits = self.parts.iter().map(|(&split, part)| split_report(split, part, self.job.config.context)).collect();
+        self.report.splits = self
+            .parts
+            .iter()
+            .map(|(&split, part)| split_report(split, part, self.job.config.context))
+            .collect();
         self.report.lengths = bins(&self.lengths);
         self.report.tokens = self.token_report();
         self.count_languages()?;
         let job = self.job;
         self.writer.finish(About {
             fingerprint: job.fingerprint.clone(),
-            config: serde_json::to_value(Config { threads: 0, ..job.config.clone() })?,
+            config: serde_json::to_value(Config {
+                threads: 0,
+                ..job.config.clone()
+            })?,
             sources: serde_json::to_value(&job.gathered.files)?,
             report: serde_json::to_value(&self.report)?,
         })?;
         let out = &job.config.out;
-        let title = out.file_name().map_or("dataset".into(), |name| name.to_string_lossy());
-        write_whole(&out.join(REPORT_FILE), self.report.to_html(&title)?.as_bytes())?;
+        let title = out
+            .file_name()
+            .map_or("dataset".into(), |name| name.to_string_lossy());
+        write_whole(
+            &out.join(REPORT_FILE),
+            self.report.to_html(&title)?.as_bytes(),
+        )?;
         Ok(Outcome {
             report: self.report,
             up_to_date: false,
@@ -223,7 +244,9 @@ impl<'a> Output<'a> {
     }
 
     fn token_report(&self) -> TokenReport {
-        let mut order: Vec<usize> = (0..self.counts.len()).filter(|&id| self.counts[id] > 0).collect();
+        let mut order: Vec<usize> = (0..self.counts.len())
+            .filter(|&id| self.counts[id] > 0)
+            .collect();
         order.sort_by_key(|&id| (std::cmp::Reverse(self.counts[id]), id));
         let tokenizer = self.job.encoder.tokenizer();
         let text = |id: usize| match tokenizer.decode(&[id as u32], false) {
@@ -236,7 +259,11 @@ impl<'a> Output<'a> {
             vocab_size: self.counts.len() as u64,
             used: order.len() as u64,
             bytes_per_token: self.train_bytes as f64 / n_tokens.max(1) as f64,
-            top: order.iter().take(TOP_TOKENS).map(|&id| (text(id), self.counts[id])).collect(),
+            top: order
+                .iter()
+                .take(TOP_TOKENS)
+                .map(|&id| (text(id), self.counts[id]))
+                .collect(),
             ranks: ranks
                 .take_while(|rank| *rank <= order.len())
                 .map(|rank| (rank as u64, self.counts[order[rank - 1]]))
@@ -246,8 +273,15 @@ impl<'a> Output<'a> {
 
     fn count_languages(&mut self) -> Result<()> {
         let path = self.job.work.join(LANGUAGES);
-        let codes = std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        for (code, _) in codes.as_chunks::<3>().0.iter().zip(&self.kept).filter(|(_, kept)| **kept) {
+        let codes =
+            std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        for (code, _) in codes
+            .as_chunks::<3>()
+            .0
+            .iter()
+            .zip(&self.kept)
+            .filter(|(_, kept)| **kept)
+        {
             let name = String::from_utf8_lossy(code).trim_end().to_owned();
             *self.report.languages.entry(name).or_default() += 1;
         }
@@ -271,7 +305,10 @@ fn split_report(split: Split, part: &Part, context: usize) -> SplitReport {
 /// Bins of doubling width from the first that holds something to the last.
 fn bins(lengths: &[u64; 64]) -> Vec<Bin> {
     let first = lengths.iter().position(|&n| n > 0).unwrap_or(0);
-    let last = lengths.iter().rposition(|&n| n > 0).map_or(0, |last| last + 1);
+    let last = lengths
+        .iter()
+        .rposition(|&n| n > 0)
+        .map_or(0, |last| last + 1);
     (first..last)
         .map(|bits| Bin {
             from: 1 << bits,

@@ -198,12 +198,7 @@ fn lora_of(
     )))
 }
 
-fn read_rows(
-    paths: &[PathBuf],
-    split: Split,
-    info: &ModelInfo,
-    max_tokens: usize,
-) -> Result<Rows> {
+fn read_rows(paths: &[PathBuf], split: Split, info: &ModelInfo, max_tokens: usize) -> Result<Rows> {
     let rows = data::read_split(paths, split, info, max_tokens)?;
     if rows.n_truncated > 0 {
         note(format!(

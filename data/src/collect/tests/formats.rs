@@ -34,7 +34,7 @@ fn lines_of_json_in_every_shape() {
 fn a_bad_line_is_an_error_with_its_number_and_the_next_ones_come() {
     let lines = b"{\"text\": \"a\n{\"text\": \"\xff\"}\n[1]\n{\"title\": \"x\", \"id\": 1}\n{\"text\": null}\n{\"text\": 7}\n{\"text\": \"a\"} x\n{}\n{\"messages\": [{\"role\": \"user\"}]}\n{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image_url\"}]}]}\n{\"text\": \"z\"}\n";
     let expected = [
-        "ROW a.jsonl:1: invalid JSON at column 12: control character (\\u0000-\\u001F) found while parsing a string",
+        "ROW a.jsonl:1: invalid JSON at column 11: EOF while parsing a string",
         "ROW a.jsonl:2: invalid UTF-8 at byte 11 of the row",
         "ROW a.jsonl:3: is no object with keys and values",
         "ROW a.jsonl:4: there is no `text`, `prompt` with `completion`, `messages` or another usual name, only `title`, `id`",
@@ -116,6 +116,10 @@ fn arrays_of_json() {
         &["a.json:1: a", "a.json:2: b"],
     );
     check("[]", &[]);
+    check(
+        "{\"a\": [}",
+        &["FILE a.json: invalid JSON at byte 7: expected `,` or `]`, found `}`"],
+    );
     check("{\"data\": []}", &[]);
     check(
         "{\"text\": \"a\"}\n{\"text\": \"b\"}\n",
@@ -144,7 +148,7 @@ fn arrays_of_json() {
         "[{\"text\": \"a\"}, {\"te",
         &[
             "a.json:1: a",
-            "FILE a.json:2: invalid JSON at byte 21: the file is cut off",
+            "FILE a.json:2: invalid JSON at byte 20: the file is cut off",
         ],
     );
     check(
@@ -175,10 +179,13 @@ fn tables_of_commas_and_tabs() {
     let expected = [
         "a.csv:2: a\nb \"c\"",
         "a.csv:5: d",
-        "ROW a.csv:6: has 1 fields, but the header 2",
+        "ROW a.csv:6: the record has 1 fields, but the header 2",
         "a.csv:7: ",
     ];
     assert_eq!(read("a.csv", csv), expected);
+    assert_eq!(read("a.csv", csv.replace('\r', "")), expected);
+    let quoted = "text\n\"a\r\n\"\n\n\n\"b\nc\"";
+    assert_eq!(read("a.csv", quoted), ["a.csv:2: a\r\n", "a.csv:6: b\nc"]);
     assert_eq!(
         read("a.tsv", "prompt\tcompletion\na, b\tc\n"),
         ["a.tsv:2: a, b -> c"]
@@ -208,7 +215,7 @@ fn tables_of_commas_and_tabs() {
     assert!(flaw.whole);
     assert_eq!(
         flaw.reason,
-        "a record is longer than 1000 bytes: a quote may be left open"
+        "a record is too long; a quote may be left open"
     );
 }
 
@@ -321,7 +328,7 @@ fn parquet(n_rows: usize) -> Vec<u8> {
             optional binary role (UTF8); optional binary content (UTF8); } } }
     }";
     let schema = Arc::new(parse_message_type(schema).unwrap());
-    let zstd = ::parquet::basic::Compression::ZSTD(Default::default());
+    let zstd = ::parquet::basic::Compression::ZSTD(::parquet::basic::ZstdLevel::default());
     let properties = WriterProperties::builder().set_compression(zstd).build();
     let mut writer = SerializedFileWriter::new(Vec::new(), schema, Arc::new(properties)).unwrap();
     let strings = |what: &str| -> Vec<ByteArray> {
