@@ -134,6 +134,24 @@ pub enum Split {
     Test,
 }
 
+impl Split {
+    /// The split of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Train, Self::Valid, Self::Test]
+            .into_iter()
+            .find(|split| split.name() == name)
+    }
+
+    /// `train`, `valid` or `test`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Train => "train",
+            Self::Valid => "valid",
+            Self::Test => "test",
+        }
+    }
+}
+
 /// What is mended and filtered, in this order but for two steps: normal forms follow the control characters (characters that
 /// one parted may compose), and masks come before `lowercase`, which leaves them as they are.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
