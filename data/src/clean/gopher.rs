@@ -303,7 +303,7 @@ mod tests {
             why.starts_with("mean word length 1") && why.ends_with("is over 10"),
             "{why}"
         );
-        let short: String = (0..60).map(|i| format!("{} ", i % 10)).collect();
+        let short = "1 2 3 4 5 6 ".repeat(10);
         assert_eq!(step_and_why(&short).1, "mean word length 1.0 is under 3");
     }
 

@@ -139,18 +139,8 @@ impl Cleaner {
     /// Mends the texts in place.
     pub fn mend(&self, body: &mut Body) -> Changes {
         let mut changes = Changes::default();
-        match body {
-            Body::Text(text) => self.mend_text(text, Edges::BOTH, &mut changes),
-            // What stands between the prompt and the completion is no edge: it is learnt.
-            Body::Completion { prompt, completion } => {
-                self.mend_text(prompt, Edges::START, &mut changes);
-                self.mend_text(completion, Edges::END, &mut changes);
-            }
-            Body::Chat(messages) => {
-                for message in messages {
-                    self.mend_text(&mut message.content, Edges::BOTH, &mut changes);
-                }
-            }
+        for (edges, text) in edged(body) {
+            self.mend_text(text, edges, &mut changes);
         }
         changes
     }
@@ -212,7 +202,7 @@ impl Cleaner {
     /// Takes out the lines that stand in many documents; returns how many it took out.
     pub fn fix_lines(&self, body: &mut Body, lines: &Lines) -> u64 {
         let mut n_taken = 0;
-        for text in body.parts_mut() {
+        for (edges, text) in edged(body) {
             let (mut new, n) = lines.taken_from(text);
             if n == 0 {
                 continue;
@@ -220,7 +210,7 @@ impl Cleaner {
             n_taken += n;
             if self.config.whitespace {
                 // Blank lines around what is gone come together.
-                new = whitespace::tidied(&new, Edges::BOTH).unwrap_or(new);
+                new = whitespace::tidied(&new, edges).unwrap_or(new);
             }
             *text = new;
         }
@@ -255,6 +245,15 @@ impl Cleaner {
         }
         (max > 0 && n > max).then(|| ("max_chars", format!("{n} characters are more than {max}")))
     }
+}
+
+/// The texts of a body with their edges. What stands between a prompt and its completion is no edge: it is learnt.
+fn edged(body: &mut Body) -> impl Iterator<Item = (Edges, &mut String)> {
+    let edges = match body {
+        Body::Completion { .. } => [Edges::START, Edges::END],
+        Body::Text(_) | Body::Chat(_) => [Edges::BOTH; 2],
+    };
+    edges.into_iter().cycle().zip(body.parts_mut())
 }
 
 /// The rule that drops a document, and a sentence.

@@ -194,6 +194,12 @@ fn boilerplate_goes_and_leaves_no_hole() {
     assert_eq!(cleaner.fix_lines(&mut body, &lines), 2);
     assert_eq!(body, text("a\n\n\nb\n"));
     assert_eq!(cleaner.fix_lines(&mut body, &lines), 0);
+    let mut body = Body::Completion {
+        prompt: "Subscribe to us!\nA: ".into(),
+        completion: " yes".into(),
+    };
+    assert_eq!(cleaner.fix_lines(&mut body, &lines), 1);
+    assert_eq!(body.parts(), ["A: ", " yes"], "what joins them stays");
 }
 
 proptest! {

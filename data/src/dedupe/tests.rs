@@ -251,6 +251,30 @@ fn kept_counts_are_those_of_all_pairs_within_three_percent() {
     }
 }
 
+/// One template of which each row has about a quarter of the words changed: nearly all pairs are just below the threshold
+/// and are proposed, and a bucket is larger than a block.
+#[test]
+fn a_heavy_set_larger_than_a_block_is_that_of_all_pairs() {
+    let mut numbers = Numbers(77);
+    let mut row = || -> String {
+        let mut words: Vec<String> = (0..24).map(|i| format!("t{i}")).collect();
+        for _ in 0..7 {
+            words[numbers.below(24)] = format!("x{}", numbers.below(100_000));
+        }
+        words.join(" ")
+    };
+    let texts: Vec<String> = (0..4500).map(|_| row()).collect();
+    let config = config(true, 0.6, 1);
+    let expect = kept_by_all_pairs(&texts, &config);
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let kept = grouped(&texts, &config).count(Same::Unique);
+    assert!(kept >= expect, "a pair was joined that is not similar");
+    assert!(
+        (kept - expect) as f64 <= 0.03 * expect as f64,
+        "{kept} for {expect}"
+    );
+}
+
 /// The texts that stay, sorted.
 fn kept_texts(texts: &[String], config: &DedupeConfig) -> Vec<String> {
     let all: Vec<&str> = texts.iter().map(String::as_str).collect();
