@@ -177,10 +177,10 @@ impl<T: DeserializeOwned> Spool<T> {
     /// # Errors
     /// When the index cannot be read.
     pub fn chunks(&self, len_bytes: u64, n_most: usize) -> Result<Vec<(usize, usize)>> {
-        let mut chunks = Vec::new();
-        let mut index = Vec::new();
         // The index is read in pieces: it is larger than memory should be for very many short documents.
         const PIECE: usize = 1 << 16;
+        let mut chunks = Vec::new();
+        let mut index = Vec::new();
         let (mut start, mut start_byte) = (0, 0);
         for first in (0..self.len).step_by(PIECE) {
             let n = PIECE.min(self.len - first);

@@ -25,6 +25,10 @@ fn encoder() -> Encoder {
     Encoder::from_model(&ModelInfo::from_header(&header).unwrap())
 }
 
+fn run(config: &Config) -> anyhow::Result<Outcome> {
+    prepare(config, &encoder(), &Quiet)
+}
+
 struct Place {
     folder: tempfile::TempDir,
 }
@@ -48,19 +52,18 @@ impl Place {
     /// A config with `sources` (names within the folder) and more lines.
     fn config(&self, sources: &[&str], more: &str) -> Config {
         let mut text = format!(
-            "out = {:?}\ntokenizer = 'tiny'\ncontext = 512\n",
-            self.at("out")
+            "out = '{}'\ntokenizer = 'tiny'\ncontext = 512\n",
+            self.at("out").display()
         );
         text += more;
         for source in sources {
             let (path, keys) = source.split_once(' ').unwrap_or((source, ""));
-            text += &format!("\n[[source]]\npath = {:?}\n{keys}\n", self.at(path));
+            text += &format!(
+                "\n[[source]]\npath = '{}'\n{keys}\n",
+                self.at(path).display()
+            );
         }
         toml_config::parse(&text, &[]).unwrap()
-    }
-
-    fn prepare(&self, config: &Config) -> anyhow::Result<Outcome> {
-        prepare(config, &encoder(), &Quiet)
     }
 
     /// Every file of the dataset.
@@ -94,7 +97,7 @@ fn sentence(i: usize) -> String {
 
 fn jsonl(range: std::ops::Range<usize>) -> String {
     range
-        .map(|i| format!("{{\"text\": {:?}}}\n", sentence(i)))
+        .map(|i| serde_json::json!({"text": sentence(i)}).to_string() + "\n")
         .collect()
 }
 
@@ -133,7 +136,7 @@ fn documents_of_all_shapes_become_rows_of_their_splits() {
         "question,answer\nwhat is it,\"a \"\"quoted\"\" thing\"\nand now,nothing\n",
     );
     let config = place.config(&["a.jsonl", "b", "c.csv"], ONE);
-    let outcome = place.prepare(&config).unwrap();
+    let outcome = run(&config).unwrap();
     let report = outcome.report;
     let found: Vec<_> = report
         .sources
@@ -175,16 +178,16 @@ fn threads_and_a_second_run_change_nothing_and_a_finished_one_is_not_repeated() 
     let more = "[dedupe]\nnear = true\n[split]\nvalid = 0.2\n";
     let mut config = place.config(&["a.jsonl"], more);
     config.threads = 1;
-    assert!(!place.prepare(&config).unwrap().up_to_date);
+    assert!(!run(&config).unwrap().up_to_date);
     let first = place.dataset();
     config.threads = 4;
-    let again = place.prepare(&config).unwrap();
+    let again = run(&config).unwrap();
     assert!(again.up_to_date && again.report.n_kept() > 0);
     fs::remove_dir_all(place.at("out")).unwrap();
-    assert!(!place.prepare(&config).unwrap().up_to_date);
+    assert!(!run(&config).unwrap().up_to_date);
     assert_eq!(first, place.dataset());
     config.context = 32;
-    assert!(!place.prepare(&config).unwrap().up_to_date);
+    assert!(!run(&config).unwrap().up_to_date);
 }
 
 #[test]
@@ -211,7 +214,7 @@ fn duplicates_go_and_what_is_held_out_is_not_trained_on() {
         &["train.jsonl", "both.jsonl", "test.jsonl split = 'test'"],
         "pack.mode = 'one'\nsplit.valid = 0.0\n",
     );
-    let report = place.prepare(&config).unwrap().report;
+    let report = run(&config).unwrap().report;
     let dropped: BTreeMap<_, _> = report
         .steps
         .iter()
@@ -247,7 +250,7 @@ fn files_outside_are_kept_out() {
         &["a.jsonl", "a2.jsonl"],
         &format!("split.valid = 0.0\ndedupe.decontaminate = [{bench}]\n"),
     );
-    let report = place.prepare(&config).unwrap().report;
+    let report = run(&config).unwrap().report;
     let step = report
         .steps
         .iter()
@@ -285,11 +288,11 @@ fn stopped_anywhere_it_leaves_what_was_there_and_goes_on_to_the_same_result() {
         &["a.jsonl"],
         "[dedupe]\nnear = true\n[clean]\nboilerplate_docs = 50\n",
     );
-    place.prepare(&config).unwrap();
+    run(&config).unwrap();
     let whole = place.dataset();
     fs::remove_dir_all(place.at("out")).unwrap();
     place.write("old.jsonl", &jsonl(100..130));
-    place.prepare(&place.config(&["old.jsonl"], "")).unwrap();
+    run(&place.config(&["old.jsonl"], "")).unwrap();
     let old = place.dataset();
     let mut n_stops = 0;
     for left in 0.. {
@@ -324,7 +327,7 @@ fn lines_that_repeat_across_documents_go() {
         &["d"],
         "split.valid = 0.0\nclean.boilerplate_docs = 5\npack.mode = 'one'\n",
     );
-    let report = place.prepare(&config).unwrap().report;
+    let report = run(&config).unwrap().report;
     let texts = texts(&place.at("out"), Split::Train);
     assert_eq!(texts.len(), 6);
     assert!(
@@ -343,13 +346,13 @@ fn a_bad_line_is_named_or_counted() {
         &format!("{}{{\"text\": oops}}\n{}", jsonl(0..3), jsonl(3..5)),
     );
     let mut config = place.config(&["a.jsonl"], "split.valid = 0.0\npack.mode = 'one'\n");
-    let error = format!("{:#}", place.prepare(&config).unwrap_err());
+    let error = format!("{:#}", run(&config).unwrap_err());
     assert!(
         error.contains("a.jsonl:4") && error.contains("--skip-bad"),
         "{error}"
     );
     config.skip_bad = true;
-    let report = place.prepare(&config).unwrap().report;
+    let report = run(&config).unwrap().report;
     assert_eq!(report.n_kept(), 5);
     let step = &report.steps[0];
     assert_eq!((step.name.as_str(), step.dropped), ("skip_bad", 1));
@@ -360,11 +363,11 @@ fn a_bad_line_is_named_or_counted() {
 fn mistakes_are_named_and_leave_what_was_there() {
     let place = Place::new();
     place.write("a.jsonl", &jsonl(0..30));
-    place.prepare(&place.config(&["a.jsonl"], "")).unwrap();
+    run(&place.config(&["a.jsonl"], "")).unwrap();
     let before = place.dataset();
     place.write("empty.txt", " \n");
     let check = |sources: &[&str], more: &str, expect: &str| {
-        let Err(error) = place.prepare(&place.config(sources, more)) else {
+        let Err(error) = run(&place.config(sources, more)) else {
             panic!("no error: {expect}");
         };
         let error = format!("{error:#}");
@@ -404,7 +407,7 @@ fn more_documents_move_none_of_the_others() {
     place.write("a.jsonl", &jsonl(0..100));
     place.write("b.jsonl", &jsonl(100..160));
     let split = |sources: &[&str], split| -> BTreeSet<String> {
-        place.prepare(&place.config(sources, ONE)).unwrap();
+        run(&place.config(sources, ONE)).unwrap();
         texts(&place.at("out"), split).into_iter().collect()
     };
     for which in [Split::Train, Split::Valid, Split::Test] {
@@ -421,7 +424,7 @@ fn rows_are_packed_as_asked() {
     for mode in [PackMode::Segments, PackMode::Concat, PackMode::One] {
         let mut config = place.config(&["a.jsonl"], "split.valid = 0.0\n");
         config.pack.mode = mode;
-        place.prepare(&config).unwrap();
+        run(&config).unwrap();
         let shards = Shards::open(&place.at("out")).unwrap();
         let train = shards.split(Split::Train).unwrap();
         let rows: Vec<_> = (0..train.n_rows())

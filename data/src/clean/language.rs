@@ -26,17 +26,7 @@ impl Languages {
 
     /// The language and how sure that is; not looked for when all are kept.
     pub(super) fn detect(&self, body: &Body) -> Option<(&'static str, f64)> {
-        if self.kept.is_empty() {
-            return None;
-        }
-        let mut text = String::new();
-        let mut left = PREFIX;
-        for part in body.parts() {
-            text.extend(part.chars().take(left).inspect(|_| left -= 1));
-            text.push('\n');
-        }
-        let info = whatlang::detect(&text)?;
-        Some((info.lang().code(), info.confidence()))
+        (!self.kept.is_empty()).then(|| detect(body))?
     }
 
     /// A document of which one cannot say stays.
@@ -51,6 +41,18 @@ impl Languages {
             )
         })
     }
+}
+
+/// The language of a document's beginning, and how sure that is.
+pub(super) fn detect(body: &Body) -> Option<(&'static str, f64)> {
+    let mut text = String::new();
+    let mut left = PREFIX;
+    for part in body.parts() {
+        text.extend(part.chars().take(left).inspect(|_| left -= 1));
+        text.push('\n');
+    }
+    let info = whatlang::detect(&text)?;
+    Some((info.lang().code(), info.confidence()))
 }
 
 fn known(code: &str) -> Result<&'static str> {

@@ -247,6 +247,11 @@ impl Cleaner {
     }
 }
 
+/// The ISO 639-3 code of a document's language, where one can tell it from its beginning.
+pub fn language(body: &Body) -> Option<&'static str> {
+    language::detect(body).map(|(code, _)| code)
+}
+
 /// The texts of a body with their edges. What stands between a prompt and its completion is no edge: it is learnt.
 fn edged(body: &mut Body) -> impl Iterator<Item = (Edges, &mut String)> {
     let edges = match body {

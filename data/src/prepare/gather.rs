@@ -4,7 +4,7 @@
 //! the counts are the same for any number of threads.
 
 use crate::{
-    clean::{Changes, Cleaner, Judgement, boilerplate},
+    clean::{self, Changes, Cleaner, Judgement, boilerplate},
     collect::{self, Defect, Input},
     config::{Config, Counts, Source},
     control::{Control, Unit},
@@ -30,12 +30,17 @@ use std::{
 const BATCH_BYTES: usize = 1 << 18;
 /// And at most so many documents.
 const BATCH_DOCUMENTS: usize = 1 << 10;
+/// More input than this, and the language of every sixteenth document alone is told, for the report: that costs more than
+/// all the rest of reading and cleaning.
+const ALL_LANGUAGES_BYTES: u64 = 1 << 25;
 /// Name of the spool of mended documents that wait for the boilerplate's count.
 const MENDED: &str = "mended";
 /// Name of the spool of clean documents.
 pub(super) const CLEAN: &str = "clean";
 /// Language of each clean document: three bytes.
 pub(super) const LANGUAGES: &str = "languages";
+/// Where it was not looked for.
+pub(super) const NO_LANGUAGE: [u8; 3] = *b"   ";
 
 /// What the stage leaves besides the spool.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -79,6 +84,7 @@ struct Worker<'a> {
     has_template: bool,
     /// Judged here, or after the boilerplate's count.
     judges: bool,
+    languages_of: usize,
 }
 
 /// Runs the stage; the result is in `folder`.
@@ -91,21 +97,31 @@ pub(super) fn run(
 ) -> Result<Gathered> {
     let cleaner = Cleaner::new(&config.clean)?;
     let counts_lines = config.clean.boilerplate_docs > 0;
+    let total = inputs.iter().map(|input| input.len_bytes).sum();
     let worker = Worker {
         cleaner: &cleaner,
         sources: &config.sources,
         has_template,
         judges: !counts_lines,
+        languages_of: languages_of(config, total),
     };
     let mut sink = Sink::new(config, folder, if counts_lines { MENDED } else { CLEAN })?;
-    let total = inputs.iter().map(|input| input.len_bytes).sum();
     control.begin("reading and cleaning", Unit::Bytes, total);
     read_all(config, inputs, &worker, &mut sink, control)?;
     let mut gathered = sink.finish()?;
     if counts_lines {
-        strip_boilerplate(config, &cleaner, folder, &mut gathered, control)?;
+        strip_boilerplate(config, &worker, folder, &mut gathered, control)?;
     }
     Ok(gathered)
+}
+
+/// Of how many documents the language of one is told, where the config does not ask for it.
+fn languages_of(config: &Config, total: Option<u64>) -> usize {
+    match total {
+        _ if !config.clean.languages.is_empty() => usize::MAX,
+        Some(len_bytes) if len_bytes <= ALL_LANGUAGES_BYTES => 1,
+        _ => 16,
+    }
 }
 
 fn read_all(
@@ -122,7 +138,9 @@ fn read_all(
     let gone = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
-            let result = read(config, inputs, to_workers, &gone, control);
+            let result = read(config, inputs, &to_workers, &gone, control);
+            // The workers end when nothing more can come.
+            drop(to_workers);
             if result.is_err() {
                 gone.store(true, Ordering::Relaxed);
             }
@@ -148,7 +166,7 @@ fn read_all(
 fn read(
     config: &Config,
     inputs: &[Input],
-    to_workers: SyncSender<Batch<Result<Document, Defect>>>,
+    to_workers: &SyncSender<Batch<Result<Document, Defect>>>,
     gone: &AtomicBool,
     control: &dyn Control,
 ) -> Result<()> {
@@ -219,7 +237,8 @@ fn work(
             .unwrap_or_else(PoisonError::into_inner)
             .recv();
         let Ok(batch) = batch else { return };
-        let items = batch.items.into_iter().map(|item| worker.clean(item));
+        let items = batch.items.into_iter().enumerate();
+        let items = items.map(|(idx, item)| worker.clean(item, idx));
         let done = Batch {
             seq: batch.seq,
             items: items.collect(),
@@ -232,7 +251,8 @@ fn work(
 }
 
 impl Worker<'_> {
-    fn clean(&self, item: Result<Document, Defect>) -> Outcome {
+    /// `idx` in its batch.
+    fn clean(&self, item: Result<Document, Defect>, idx: usize) -> Outcome {
         let mut document = match item {
             Ok(document) => document,
             Err(defect) => return Outcome::Bad(defect),
@@ -245,32 +265,34 @@ impl Worker<'_> {
         }
         let changes = self.cleaner.mend(&mut document.body);
         if self.judges {
-            self.judge(document, changes)
+            judge(
+                self.cleaner,
+                document,
+                changes,
+                idx.is_multiple_of(self.languages_of),
+            )
         } else {
-            Outcome::Keep(document, changes, *b"?  ")
+            Outcome::Keep(document, changes, NO_LANGUAGE)
         }
-    }
-
-    fn judge(&self, document: Document, changes: Changes) -> Outcome {
-        judge(self.cleaner, document, changes)
     }
 }
 
-fn judge(cleaner: &Cleaner, document: Document, changes: Changes) -> Outcome {
+fn judge(cleaner: &Cleaner, document: Document, changes: Changes, tells: bool) -> Outcome {
     let source = document.place.source;
     match cleaner.judge(&document.body) {
-        Judgement::Keep { language } => Outcome::Keep(document, changes, code(language)),
+        Judgement::Keep { language: None } if tells => {
+            let language = clean::language(&document.body);
+            let code = language.and_then(|code| code.as_bytes().try_into().ok());
+            Outcome::Keep(document, changes, code.unwrap_or(*b"?  "))
+        }
+        Judgement::Keep { language } => {
+            let code = language.and_then(|code| code.as_bytes().try_into().ok());
+            Outcome::Keep(document, changes, code.unwrap_or(NO_LANGUAGE))
+        }
         Judgement::Drop { step, why, .. } => {
             Outcome::Drop(step, Example::new(&document, why), changes, source)
         }
     }
-}
-
-/// A language's code in three bytes.
-fn code(language: Option<&'static str>) -> [u8; 3] {
-    language
-        .and_then(|code| code.as_bytes().try_into().ok())
-        .unwrap_or(*b"?  ")
 }
 
 /// Takes batches in the order of reading.
@@ -325,14 +347,14 @@ impl<'a> Sink<'a> {
         match outcome {
             Outcome::Keep(document, changes, language) => {
                 report.sources[document.place.source as usize].documents += 1;
-                count(report, &changes);
+                count(report, changes);
                 self.gathered.has_chats |= matches!(document.body, Body::Chat(_));
                 self.spool.push(&document)?;
                 self.languages.write_all(&language)?;
             }
             Outcome::Drop(step, example, changes, source) => {
                 report.sources[source as usize].documents += 1;
-                count(report, &changes);
+                count(report, changes);
                 report.step(step).add(|| example);
             }
             Outcome::Bad(defect) if self.config.skip_bad => {
@@ -379,7 +401,7 @@ fn empty(source: &Source) -> SourceReport {
     }
 }
 
-fn count(report: &mut Report, changes: &Changes) {
+fn count(report: &mut Report, changes: Changes) {
     for name in changes.names() {
         *report.changed.entry(name.to_owned()).or_default() += 1;
     }
@@ -388,7 +410,7 @@ fn count(report: &mut Report, changes: &Changes) {
 /// Counts the lines of all mended documents, takes out those that stand in many, and judges what is left.
 fn strip_boilerplate(
     config: &Config,
-    cleaner: &Cleaner,
+    worker: &Worker<'_>,
     folder: &Path,
     gathered: &mut Gathered,
     control: &dyn Control,
@@ -412,15 +434,18 @@ fn strip_boilerplate(
     for source in &mut sink.gathered.report.sources {
         source.documents = 0;
     }
+    let (mut idx, languages_of) = (0_usize, worker.languages_of);
     control.begin("taking out repeated lines", Unit::Documents, n_documents);
     for &(start, end) in &chunks {
         control.check()?;
         for mut document in mended.read_range(start, end)? {
-            if cleaner.fix_lines(&mut document.body, &lines) > 0 {
+            if worker.cleaner.fix_lines(&mut document.body, &lines) > 0 {
                 let changed = &mut sink.gathered.report.changed;
                 *changed.entry("boilerplate_docs".to_owned()).or_default() += 1;
             }
-            sink.take(judge(cleaner, document, Changes::default()))?;
+            let tells = idx.is_multiple_of(languages_of);
+            idx += 1;
+            sink.take(judge(worker.cleaner, document, Changes::default(), tells))?;
         }
         control.advance((end - start) as u64);
     }

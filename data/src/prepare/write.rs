@@ -3,7 +3,7 @@
 use super::{
     Outcome, REPORT_FILE,
     choose::{Chosen, Fate},
-    gather::{CLEAN, Gathered, LANGUAGES},
+    gather::{CLEAN, Gathered, LANGUAGES, NO_LANGUAGE},
 };
 use crate::{
     config::{Config, Split},
@@ -275,13 +275,8 @@ impl<'a> Output<'a> {
         let path = self.job.work.join(LANGUAGES);
         let codes =
             std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        for (code, _) in codes
-            .as_chunks::<3>()
-            .0
-            .iter()
-            .zip(&self.kept)
-            .filter(|(_, kept)| **kept)
-        {
+        let codes = codes.as_chunks::<3>().0.iter().zip(&self.kept);
+        for (code, _) in codes.filter(|(code, kept)| **kept && **code != NO_LANGUAGE) {
             let name = String::from_utf8_lossy(code).trim_end().to_owned();
             *self.report.languages.entry(name).or_default() += 1;
         }

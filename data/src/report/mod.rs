@@ -28,7 +28,7 @@ pub struct Report {
     pub changed: Counts,
     /// Steps that drop documents, in their order.
     pub steps: Vec<StepReport>,
-    /// Documents kept by language (ISO 639-3), `?` where the text is too short to tell.
+    /// Documents kept by language (ISO 639-3), `?` where one cannot tell; of much input a sample.
     pub languages: Counts,
     /// Groups of near-duplicates.
     pub near: NearReport,
