@@ -12,6 +12,7 @@ use fledgling_data::{
     control::{Cancelled, Control, Unit},
     encode::Encoder,
     prepare::{REPORT_FILE, prepare},
+    report::Report,
     shards::Shards,
     toml_config,
 };
@@ -124,6 +125,7 @@ fn run_prepare(args: &PrepareArgs) -> Result<()> {
     if outcome.up_to_date {
         note("nothing to do: these files were prepared with this config already");
     } else {
+        warn_of_leaks(&outcome.report);
         let len_bytes = outcome
             .report
             .sources
@@ -147,6 +149,21 @@ fn run_prepare(args: &PrepareArgs) -> Result<()> {
         }));
     }
     print(&outcome.report.to_text())
+}
+
+/// Where much of the training data shares passages with what is held out, documents are the wrong thing to divide.
+fn warn_of_leaks(report: &Report) {
+    let dropped = report
+        .steps
+        .iter()
+        .find(|step| step.name == "dedupe.leak_ngram");
+    let dropped = dropped.map_or(0, |step| step.dropped);
+    if dropped * 10 > report.n_documents() {
+        note(format!(
+            "{dropped} of {} documents share a run of words with a held-out one and were dropped: hold out a whole source (split = \"valid\") or fewer documents (split.valid), or let repeated lines go (clean.boilerplate_docs)",
+            report.n_documents()
+        ));
+    }
 }
 
 /// The config file, or one made of the command line.

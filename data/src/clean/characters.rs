@@ -105,11 +105,12 @@ fn is_joiner(c: char) -> bool {
     matches!(c, '\u{200c}' | '\u{200d}')
 }
 
-/// Joiners belong after characters of scripts beyond Latin, Greek and Cyrillic (Persian, Indic scripts) and of emoji.
+/// Joiners belong after characters of scripts beyond Latin, Greek and Cyrillic (Persian, Indic scripts) and of emoji. Common
+/// accents are looked through: normalisation may put one between the character and its joiner.
 fn needs_joiner(before: &str) -> bool {
+    let mut before = before.chars().rev();
     before
-        .chars()
-        .next_back()
+        .find(|c| !('\u{300}'..='\u{36f}').contains(c))
         .is_some_and(|c| c >= '\u{590}' && !is_joiner(c))
 }
 
