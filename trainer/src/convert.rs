@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fledgling_core::{
     gguf::Metadata,
     quant::{self, DType},
-    spec::{ModelSpec, TensorEntry},
+    spec::{Family, Mlp, ModelSpec, Norm, Position, TensorEntry},
     tokenizer::Tokenizer,
 };
 use half::{bf16, f16};
@@ -40,7 +40,8 @@ pub fn folder_to_gguf(folder: &Path, target: &Path, replace: bool) -> Result<()>
         .with_context(|| format!("{}: config.json", folder.display()))?;
     let mut metadata = spec.to_metadata();
     metadata.set("general.name", model_name(folder, &config));
-    add_tokenizer(folder, spec.vocab_size, &mut metadata)?;
+    let (tokenizer, template) = read_tokenizer(&folder.join("tokenizer.json"))?;
+    set_tokenizer(&tokenizer, template, spec.vocab_size, &mut metadata);
     let weights = Weights::open(folder)?;
     gguf_file::write_model(
         target,
@@ -77,11 +78,49 @@ fn read_json(path: &Path) -> Result<Json> {
     serde_json::from_slice(&text).with_context(|| format!("{} is no JSON", path.display()))
 }
 
-/// The tokenizer's keys and the chat template.
-fn add_tokenizer(folder: &Path, n_rows: usize, metadata: &mut Metadata) -> Result<()> {
-    let path = folder.join("tokenizer.json");
+/// Writes a model that knows nothing, one block of zeros, around a `tokenizer.json`: the base of a run from scratch, which
+/// takes no more of its base than the tokenizer.
+///
+/// # Errors
+/// When the tokenizer is missing or of a kind that we do not run.
+pub fn tokenizer_to_gguf(path: &Path, target: &Path) -> Result<()> {
+    let (tokenizer, template) = read_tokenizer(path)?;
+    let spec = ModelSpec {
+        family: Family::Gpt2,
+        n_layer: 1,
+        n_head: 1,
+        n_kv_head: 1,
+        head_dim: 2,
+        n_embd: 2,
+        n_ff: 2,
+        n_ctx: 1,
+        vocab_size: tokenizer.vocab_size(),
+        norm: Norm::LayerNorm,
+        norm_eps: 1e-5,
+        position: Position::Learned,
+        mlp: Mlp::Gelu,
+        bias: true,
+        tied_embedding: true,
+    };
+    let mut metadata = spec.to_metadata();
+    metadata.set("general.name", path.display().to_string());
+    set_tokenizer(&tokenizer, template, spec.vocab_size, &mut metadata);
+    let zeros = |entry: &TensorEntry| vec![0; entry.shape.iter().product::<usize>() * 4];
+    gguf_file::write_model(
+        target,
+        true,
+        &spec,
+        metadata,
+        |_| Ok(DType::F32),
+        |entry, _| Ok(zeros(entry)),
+    )
+}
+
+/// A tokenizer, and the chat template beside it.
+fn read_tokenizer(path: &Path) -> Result<(Tokenizer, Option<String>)> {
+    let folder = path.parent().unwrap_or(Path::new("."));
     let tokenizer_json =
-        fs::read(&path).with_context(|| format!("cannot read {}: save the tokenizer beside the model (`tokenizer.save_pretrained(…)` writes it)", path.display()))?;
+        fs::read(path).with_context(|| format!("cannot read {}: save the tokenizer beside the model (`tokenizer.save_pretrained(…)` writes it)", path.display()))?;
     let config_path = folder.join("tokenizer_config.json");
     let config_json = if config_path.is_file() {
         Some(fs::read(&config_path)?)
@@ -90,11 +129,21 @@ fn add_tokenizer(folder: &Path, n_rows: usize, metadata: &mut Metadata) -> Resul
     };
     let tokenizer = Tokenizer::from_hf_json(&tokenizer_json, config_json.as_deref())
         .with_context(|| path.display().to_string())?;
+    let template = chat_template(folder, config_json.as_deref())?;
+    Ok((tokenizer, template))
+}
+
+/// The tokenizer's keys and the chat template.
+fn set_tokenizer(
+    tokenizer: &Tokenizer,
+    template: Option<String>,
+    n_rows: usize,
+    metadata: &mut Metadata,
+) {
     metadata.extend(tokenizer.to_metadata_with_rows(n_rows));
-    if let Some(template) = chat_template(folder, config_json.as_deref())? {
+    if let Some(template) = template {
         metadata.set("tokenizer.chat_template", template);
     }
-    Ok(())
 }
 
 /// `chat_template.jinja`, or the key of `tokenizer_config.json`: a text, or a list of which `default` counts.

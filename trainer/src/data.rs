@@ -62,6 +62,15 @@ struct PrepareArgs {
     /// Override a key of the config
     #[arg(long, value_name = "KEY=VALUE", value_parser = crate::cli::key_value)]
     set: Vec<String>,
+    /// Tokens in a row at most
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Keep one of each group of near-duplicates
+    #[arg(long)]
+    near: bool,
+    /// Drop training documents that share a run of words with this file; may be given several times
+    #[arg(long, value_name = "FILE")]
+    decontaminate: Vec<String>,
     /// Count documents that cannot be read, and go on
     #[arg(long)]
     skip_bad: bool,
@@ -176,6 +185,14 @@ fn config(args: &PrepareArgs) -> Result<Config> {
     let mut overrides = args.set.clone();
     if args.skip_bad {
         overrides.push("skip_bad=true".to_owned());
+    }
+    if args.near {
+        overrides.push("dedupe.near=true".to_owned());
+    }
+    overrides.extend(args.context.map(|context| format!("context={context}")));
+    if !args.decontaminate.is_empty() {
+        let files = toml::Value::from(args.decontaminate.clone());
+        overrides.push(format!("dedupe.decontaminate={files}"));
     }
     for (key, value) in [
         ("tokenizer", args.tokenizer.clone()),

@@ -9,14 +9,10 @@ use crate::{
     output::{UsageError, note, print, print_json, step_bar},
 };
 use anyhow::{Context, Result, bail};
-use fledgling_core::{
-    chat::Message,
-    cpu::{CpuEngine, EngineError},
-};
-use serde::{Deserialize, Serialize};
+use fledgling_core::cpu::{CpuEngine, EngineError};
+use fledgling_data::{collect, config::Source, encode::Encoder};
+use serde::Serialize;
 use std::{
-    fs::File,
-    io::{BufRead, BufReader},
     ops::Range,
     path::{Path, PathBuf},
     time::Instant,
@@ -27,7 +23,8 @@ use std::{
 #[command(
     after_help = "Examples:\n  fledgling eval smollm2-135m-instruct --text wiki.txt\n  fledgling eval base.gguf runs/mine --chat valid.jsonl --json\n  \
     fledgling eval f16.gguf q8_0.gguf q4_0.gguf --text wiki.txt --max-windows 20\n\n\
-    Each row of --chat is {\"messages\":[{\"role\":…,\"content\":…},…]}; the assistant's tokens are scored, with the token that ends a turn."
+    A row of --chat holds messages, or a prompt and its completion, in any file that `fledgling data prepare` reads; the assistant's tokens are scored, with \
+    the token that ends a turn."
 )]
 pub struct Args {
     /// GGUF files, pulled models' names, or runs' folders
@@ -36,7 +33,7 @@ pub struct Args {
     /// A text file
     #[arg(long, required_unless_present = "chat", conflicts_with = "chat")]
     text: Option<PathBuf>,
-    /// Chat rows, one JSON object a line
+    /// Chat rows
     #[arg(long, value_name = "ROWS.jsonl")]
     chat: Option<PathBuf>,
     /// Tokens of a window
@@ -148,17 +145,17 @@ impl Total {
         })
     }
 
-    /// Feeds `ids` from an empty session and scores the tokens at `scored` (positions of the tokens themselves, not 0).
+    /// Feeds `ids` from an empty session and scores those at the positions for which `is_scored` holds, but the first.
     fn add(
         &mut self,
         engine: &CpuEngine,
         ids: &[u32],
-        scored: Range<usize>,
+        is_scored: impl Fn(usize) -> bool,
     ) -> Result<(), EngineError> {
         let mut session = engine.session(ids.len())?;
         // The last token predicts nothing that we know.
         engine.forward_all(&mut session, &ids[..ids.len() - 1], &mut |t, logits| {
-            if scored.contains(&(t + 1)) {
+            if is_scored(t + 1) {
                 self.nll += negative_log_likelihood(logits, ids[t + 1]);
                 self.n_tokens += 1;
             }
@@ -225,17 +222,11 @@ fn score_text(
     let bar = step_bar(&model.name, windows.len() as u64);
     let mut total = Total::default();
     for (range, scored) in &windows {
-        total.add(engine, &ids[range.clone()], scored.clone())?;
+        total.add(engine, &ids[range.clone()], |t| scored.contains(&t))?;
         bar.inc(1);
     }
     bar.finish_and_clear();
     Ok((total, windows.len()))
-}
-
-/// One line of a chat file; other keys are left alone.
-#[derive(Debug, Deserialize)]
-struct Row {
-    messages: Vec<Message>,
 }
 
 fn score_chat(
@@ -244,22 +235,29 @@ fn score_chat(
     path: &Path,
     args: &Args,
 ) -> Result<(Total, usize)> {
-    let rows = read_rows(path, args.max_windows)?;
-    let bar = step_bar(&model.name, rows.len() as u64);
+    let source = Source::of(&path.to_string_lossy());
+    let documents = collect::all(std::slice::from_ref(&source))?;
+    let documents = documents
+        .take(args.max_windows.unwrap_or(usize::MAX))
+        .collect::<Result<Vec<_>>>()?;
+    let encoder = Encoder::from_model(&model.info);
+    let bar = step_bar(&model.name, documents.len() as u64);
     let (mut total, mut n_scored, mut n_too_long) = (Total::default(), 0, 0);
-    for (line, row) in &rows {
-        let place = || format!("{}, line {line}", path.display());
-        for end in (0..row.messages.len()).filter(|&i| row.messages[i].role == "assistant") {
-            let prompt = model
-                .info
-                .encode_chat(&row.messages[..end])
-                .with_context(place)?;
-            let ids = assistant_ids(model, &row.messages[..=end], &prompt).with_context(place)?;
-            if ids.len() > model.info.spec.n_ctx {
-                n_too_long += 1;
-                continue;
-            }
-            total.add(engine, &ids, prompt.len().max(1)..ids.len())?;
+    for document in documents {
+        let place = document.place.to_string();
+        let encoded = encoder.encode(&document.body.into_chat()).context(place)?;
+        let counted = encoded
+            .counted
+            .unwrap_or_else(|| vec![true; encoded.tokens.len()]);
+        // What stands behind the last counted token need not be computed.
+        let end = counted
+            .iter()
+            .rposition(|&counted| counted)
+            .map_or(0, |last| last + 1);
+        if end > model.info.spec.n_ctx {
+            n_too_long += 1;
+        } else if end > 1 {
+            total.add(engine, &encoded.tokens[..end], |t| counted[t])?;
             n_scored += 1;
         }
         bar.inc(1);
@@ -267,54 +265,9 @@ fn score_chat(
     bar.finish_and_clear();
     if n_too_long > 0 {
         note(format!(
-            "{}: {n_too_long} answers are longer than the context of {} tokens and were left out",
+            "{}: {n_too_long} rows are longer than the context of {} tokens and were left out",
             model.name, model.info.spec.n_ctx
         ));
     }
     Ok((total, n_scored))
-}
-
-/// `prompt` and the assistant's turn after it, up to and with the token that ends it.
-fn assistant_ids(model: &Model, messages: &[Message], prompt: &[u32]) -> Result<Vec<u32>> {
-    let template = model
-        .info
-        .chat_template
-        .as_ref()
-        .context("the model has no chat template")?;
-    let before = template.render(&messages[..messages.len() - 1], true)?;
-    let whole = template.render(messages, false)?;
-    let turn = whole.strip_prefix(&before).context("the chat template writes an answer in another way than it asks for one; this model cannot be scored on chat rows")?;
-    let tokenizer = &model.info.tokenizer;
-    let mut ids = prompt.to_vec();
-    for id in tokenizer.encode(turn, false, true) {
-        ids.push(id);
-        if tokenizer.is_end(id) {
-            break;
-        }
-    }
-    Ok(ids)
-}
-
-fn read_rows(path: &Path, max_rows: Option<usize>) -> Result<Vec<(usize, Row)>> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut rows = Vec::new();
-    for (i, line) in BufReader::new(file).lines().enumerate() {
-        let line = line.with_context(|| {
-            format!(
-                "{}, line {}: it cannot be read (it must be UTF-8)",
-                path.display(),
-                i + 1
-            )
-        })?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let row = serde_json::from_str(&line)
-            .with_context(|| format!("{}, line {}: this is no chat row; a row is {{\"messages\":[{{\"role\":…,\"content\":…}},…]}}", path.display(), i + 1))?;
-        rows.push((i + 1, row));
-        if max_rows.is_some_and(|max| rows.len() == max) {
-            break;
-        }
-    }
-    Ok(rows)
 }

@@ -130,11 +130,6 @@ pub fn read_header(path: &Path) -> Result<Header> {
 }
 
 fn open_folder(text: &str, folder: &Path) -> Result<Model> {
-    let place = tempfile::Builder::new()
-        .prefix("fledgling-")
-        .tempdir()
-        .context("cannot make a temporary folder: set TMPDIR to one that can be written")?;
-    let unfinished = Unfinished::new(place.path());
     let stem = folder
         .canonicalize()
         .ok()
@@ -143,8 +138,32 @@ fn open_folder(text: &str, folder: &Path) -> Result<Model> {
                 .map(|name| name.to_string_lossy().into_owned())
         })
         .unwrap_or_else(|| "model".to_owned());
+    open_converted(text, &stem, |path| folder_to_gguf(folder, path))
+}
+
+/// Opens a `tokenizer.json` as a model without knowledge: what a run from scratch starts from.
+///
+/// # Errors
+/// As [`convert::tokenizer_to_gguf`].
+pub fn open_tokenizer(path: &Path) -> Result<Model> {
+    open_converted(&path.to_string_lossy(), "tokenizer", |target| {
+        convert::tokenizer_to_gguf(path, target)
+    })
+}
+
+/// Opens a GGUF file that `write` makes, and that is gone when the model is.
+fn open_converted(
+    text: &str,
+    stem: &str,
+    write: impl FnOnce(&Path) -> Result<()>,
+) -> Result<Model> {
+    let place = tempfile::Builder::new()
+        .prefix("fledgling-")
+        .tempdir()
+        .context("cannot make a temporary folder: set TMPDIR to one that can be written")?;
+    let unfinished = Unfinished::new(place.path());
     let path = place.path().join(format!("{stem}.gguf"));
-    folder_to_gguf(folder, &path)?;
+    write(&path)?;
     let (gguf, info) = open_gguf(&path)?;
     Ok(Model {
         name: text.to_owned(),

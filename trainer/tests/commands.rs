@@ -399,14 +399,14 @@ fn eval_scores_the_assistant_in_chat_rows() {
     let broken = place.write("broken.jsonl", format!("{row}\n{{\"prompt\":1}}\n"));
     place
         .run(&["eval", &model, "--chat", &broken])
-        .fails(1, &["broken.jsonl, line 2", "messages"]);
+        .fails(1, &["broken.jsonl:2", "prompt"]);
     let silent = place.write(
         "silent.jsonl",
         r#"{"messages":[{"role":"user","content":"Hi"}]}"#,
     );
     place
         .run(&["eval", &model, "--chat", &silent])
-        .fails(1, &["no token to score"]);
+        .fails(1, &["silent.jsonl:1", "assistant"]);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use fledgling::{
         fit::Outcome,
         loss,
         model::{Batch, LoraSpec, Transformer, to_vec},
-        prepare, start,
+        open_base, prepare, start,
     },
 };
 use fledgling_core::{
@@ -154,9 +154,10 @@ fn bad_rows_are_named_by_file_and_line() {
     };
     check(
         "{\"prompt\":\"a\",\"completion\":\"b\"}\n{oops\n",
-        "bad.jsonl:2: this line is no JSON",
+        "bad.jsonl:2: invalid JSON",
     );
-    check("{\"text\":\"a\"}\n", "bad.jsonl:1: this line is none of");
+    check("{\"foo\":\"a\"}\n", "bad.jsonl:1");
+    check("{\"foo\":\"a\"}\n", "foo");
     check(
         "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"}]}\n",
         "no message has the role `assistant`",
@@ -169,6 +170,30 @@ fn bad_rows_are_named_by_file_and_line() {
         format!("{:#}", place.rows("missing.jsonl", 64).unwrap_err()).contains("missing.jsonl")
     );
     assert!(format!("{:#}", place.rows("base.gguf", 64).unwrap_err()).contains("base.gguf"));
+}
+
+#[test]
+fn a_tokenizer_alone_is_the_base_of_a_run_from_scratch_and_of_no_other() {
+    let place = Place::new(Family::Gpt2);
+    let base = model::open(place.folder.path().join("base.gguf").to_str().unwrap()).unwrap();
+    let path = place.folder.path().join("tokenizer.json");
+    fs::write(&path, base.info.tokenizer.to_hf_json()).unwrap();
+    let base_key = format!("base='{}'", path.display());
+    let config = place.config("own", "scratch", &[&base_key, "train.steps=2"]);
+    let base = open_base(&config).unwrap();
+    let outcome = prepare(config, &base).unwrap().train(false, None).unwrap();
+    assert_eq!(outcome.step, 2);
+    let run = place.folder.path().join("runs/own");
+    let opened = model::open(run.to_str().unwrap()).unwrap();
+    let text = "The quick brown fox";
+    let ids =
+        |tokenizer: &fledgling_core::tokenizer::Tokenizer| tokenizer.encode(text, false, false);
+    assert_eq!(ids(&opened.info.tokenizer), ids(&base.info.tokenizer));
+    let error = open_base(&place.config("no", "full", &[&base_key])).unwrap_err();
+    assert!(
+        format!("{error:#}").contains("mode = \"scratch\" only"),
+        "{error:#}"
+    );
 }
 
 #[test]

@@ -52,12 +52,16 @@ pub enum Mode {
 }
 
 /// Where the rows come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// What to train on: files (`.jsonl` chats or `.txt` text), or folders of prepared data, of which the part `train` is
+    /// What to train on: files (of chats or text: jsonl, json, csv, parquet, txt…), or folders of prepared data, of which the part `train` is
     /// taken.
     pub train: Vec<PathBuf>,
+    /// How often the rows of each entry of `train` are shown in a pass: a mixture. Of a broken number's rest, other rows are
+    /// chosen in each pass. Once, when absent.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<f64>,
     /// What is held out for validation; of a folder the part `valid`.
     #[serde(default)]
     pub valid: Vec<PathBuf>,
@@ -247,7 +251,22 @@ impl Config {
         );
         ensure!(
             !self.data.train.is_empty(),
-            "data.train is empty: name at least one .jsonl or .txt file, or a folder of prepared data"
+            "data.train is empty: name at least one file, or a folder of prepared data"
+        );
+        ensure!(
+            self.data.weights.is_empty() || self.data.weights.len() == self.data.train.len(),
+            "data.weights has {} numbers for the {} entries of data.train: give one for each, or none",
+            self.data.weights.len(),
+            self.data.train.len()
+        );
+        let allowed = 0.0..=1000.0;
+        ensure!(
+            self.data
+                .weights
+                .iter()
+                .all(|weight| allowed.contains(weight)),
+            "data.weights = {:?}: 0 to 1000 each",
+            self.data.weights
         );
         ensure!(
             self.data.max_tokens >= 2,
@@ -435,6 +454,12 @@ mod tests {
         check("", &["mode=scratch"], "needs a section [model]");
         check("", &["mode=loar"], "loar");
         check("", &["name=../x"], "a run's name");
+        check(
+            "",
+            &["data.weights=[1.0, 2.0]"],
+            "2 numbers for the 1 entries",
+        );
+        check("", &["data.weights=[-1.0]"], "0 to 1000");
         check("", &["lora.rank=0"], "lora.rank = 0");
     }
 }

@@ -1,25 +1,26 @@
 //! Rows to train on, and their batches.
 //!
-//! Chats (`.jsonl`) go through the model's own template, and only what the assistant says counts
-//! ([`fledgling_data::encode`]). Text (`.txt`) is cut into windows in which everything counts. A folder of prepared data
+//! Rows of files that [`fledgling_data::collect`] reads go through the model's own template where they are chats, and only
+//! what the assistant says counts ([`fledgling_data::encode`]). Text is cut into windows in which everything counts. A folder of prepared data
 //! is mapped: of its segments only places and lengths are in memory, and each is a row that is read when a batch needs it.
 
 use super::model::Batch;
-use anyhow::{Context, Result, bail, ensure};
-use fledgling_core::{chat::Message, model::ModelInfo};
+use anyhow::{Context, Result, ensure};
+use fledgling_core::model::ModelInfo;
 use fledgling_data::{
-    config::Split,
-    document::Body,
-    encode::Encoder,
+    collect,
+    config::{Source, Split},
+    document::Document,
+    encode::{Encoded, Encoder},
     shards::{Shards, SplitShards},
 };
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
-use serde::Deserialize;
 use std::{
     borrow::Cow,
+    ops::Range,
     path::{Path, PathBuf},
 };
 
@@ -59,6 +60,17 @@ pub struct Rows {
     pub n_dropped: usize,
     folders: Vec<Folder>,
     segments: Vec<Segment>,
+    /// The rows of each entry in the order of the config.
+    parts: Vec<Part>,
+    /// How often the rows of each part are shown in a pass; once, when empty.
+    weights: Vec<f64>,
+}
+
+/// The rows of one entry: among those of files, or among those of folders.
+#[derive(Debug, Clone)]
+enum Part {
+    Files(Range<usize>),
+    Folders(Range<usize>),
 }
 
 /// A folder of prepared data.
@@ -147,6 +159,54 @@ impl Rows {
         hashes.map(String::as_str)
     }
 
+    /// Shows the rows of each entry so many times in a pass.
+    ///
+    /// # Panics
+    /// When there are not as many weights as entries.
+    pub fn mix(&mut self, weights: &[f64]) {
+        assert_eq!(weights.len(), self.parts.len(), "a weight an entry");
+        self.weights = weights.to_vec();
+    }
+
+    /// Rows shown in a pass.
+    pub fn n_shown(&self) -> usize {
+        if self.weights.is_empty() {
+            return self.len();
+        }
+        self.shares().map(|(_, n)| n).sum()
+    }
+
+    /// The rows of each part, and how many are shown in a pass.
+    fn shares(&self) -> impl Iterator<Item = (Range<usize>, usize)> {
+        let n_files = self.rows.len();
+        let parts = self.parts.iter().zip(&self.weights);
+        parts.map(move |(part, weight)| {
+            let range = match part {
+                Part::Files(range) => range.clone(),
+                Part::Folders(range) => n_files + range.start..n_files + range.end,
+            };
+            let n = (range.len() as f64 * weight).round() as usize;
+            (range, n)
+        })
+    }
+
+    /// The rows of a pass, not yet shuffled.
+    fn shown(&self, rng: &mut impl Rng) -> Vec<usize> {
+        if self.weights.is_empty() {
+            return (0..self.len()).collect();
+        }
+        let mut order = Vec::with_capacity(self.n_shown());
+        for (part, n) in self.shares().filter(|(part, _)| !part.is_empty()) {
+            for _ in 0..n / part.len() {
+                order.extend(part.clone());
+            }
+            let mut rest: Vec<usize> = part.clone().collect();
+            shuffle(&mut rest, rng);
+            order.extend(&rest[..n % part.len()]);
+        }
+        order
+    }
+
     fn segment(&self, idx: usize) -> Option<&Segment> {
         let idx = idx.checked_sub(self.rows.len())?;
         Some(&self.segments[idx])
@@ -179,61 +239,6 @@ impl Segment {
     }
 }
 
-/// The shapes of a line of `.jsonl` that are understood.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Line {
-    Chat {
-        messages: Vec<Message>,
-    },
-    Completion {
-        prompt: String,
-        completion: String,
-    },
-    Question {
-        question: String,
-        answer: String,
-    },
-    Alpaca {
-        instruction: String,
-        #[serde(default)]
-        input: String,
-        output: String,
-    },
-}
-
-impl Line {
-    fn into_messages(self) -> Vec<Message> {
-        let pair = |user: String, assistant: String| {
-            vec![
-                Message {
-                    role: "user".to_owned(),
-                    content: user,
-                },
-                Message {
-                    role: "assistant".to_owned(),
-                    content: assistant,
-                },
-            ]
-        };
-        match self {
-            Self::Chat { messages } => messages,
-            Self::Completion { prompt, completion } => pair(prompt, completion),
-            Self::Question { question, answer } => pair(question, answer),
-            Self::Alpaca {
-                instruction,
-                input,
-                output,
-            } if input.is_empty() => pair(instruction, output),
-            Self::Alpaca {
-                instruction,
-                input,
-                output,
-            } => pair(format!("{instruction}\n\n{input}"), output),
-        }
-    }
-}
-
 /// Reads files and folders for the model `info`; rows have at most `max_tokens` inputs. Of a folder of prepared data the
 /// part for training is taken.
 ///
@@ -257,19 +262,18 @@ pub fn read_split(
     let encoder = Encoder::from_model(info);
     for path in paths {
         if path.is_dir() {
+            let start = out.segments.len();
             read_folder(path, split, &encoder, max_tokens, &mut out)?;
+            out.parts.push(Part::Folders(start..out.segments.len()));
             continue;
         }
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the data file {}", path.display()))?;
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("jsonl") => read_chats(&text, path, &encoder, max_tokens, &mut out)?,
-            Some("txt") => read_text(&text, path, info, max_tokens, &mut out),
-            _ => bail!(
-                "{}: what kind of data this is shows by its ending: .jsonl (chats) or .txt (text); or name a folder that `fledgling data prepare` wrote",
-                path.display()
-            ),
+        let start = out.rows.len();
+        if path.extension().is_some_and(|ending| ending == "txt") {
+            read_text(path, info, max_tokens, &mut out)?;
+        } else {
+            read_documents(path, &encoder, max_tokens, &mut out)?;
         }
+        out.parts.push(Part::Files(start..out.rows.len()));
     }
     Ok(out)
 }
@@ -331,65 +335,58 @@ fn read_folder(
     Ok(())
 }
 
-fn read_chats(
-    text: &str,
-    path: &Path,
-    encoder: &Encoder,
-    max_tokens: usize,
-    out: &mut Rows,
-) -> Result<()> {
-    for (line_idx, line) in text
-        .lines()
-        .enumerate()
-        .filter(|(_, line)| !line.trim().is_empty())
-    {
-        let place = format!("{}:{}", path.display(), line_idx + 1);
-        let mut row = chat_row(line, encoder, place.clone()).context(place)?;
-        if row.tokens.len() > max_tokens + 1 {
-            row.tokens.truncate(max_tokens + 1);
-            row.counted.truncate(max_tokens + 1);
+/// Reads what [`fledgling_data::collect`] reads. Prompts and completions become chats.
+fn read_documents(path: &Path, encoder: &Encoder, max_tokens: usize, out: &mut Rows) -> Result<()> {
+    let source = Source::of(&path.to_string_lossy());
+    for document in collect::all(std::slice::from_ref(&source))? {
+        let Document { place, body } = document?;
+        let place = place.to_string();
+        let encoded = encoder.encode(&body.into_chat());
+        let Encoded { tokens, counted } = encoded.with_context(|| place.clone())?;
+        let Some(mut counted) = counted else {
+            windows(&tokens, &place, max_tokens, out);
+            continue;
+        };
+        let mut tokens = tokens;
+        if tokens.len() > max_tokens + 1 {
+            tokens.truncate(max_tokens + 1);
+            counted.truncate(max_tokens + 1);
             out.n_truncated += 1;
         }
+        let row = Row {
+            tokens,
+            counted,
+            place,
+        };
         if row.n_counted() == 0 {
             out.n_dropped += 1;
-            continue;
+        } else {
+            out.rows.push(row);
         }
-        out.rows.push(row);
     }
     Ok(())
 }
 
-fn chat_row(line: &str, encoder: &Encoder, place: String) -> Result<Row> {
-    serde_json::from_str::<serde_json::Value>(line).context("this line is no JSON")?;
-    let messages = serde_json::from_str::<Line>(line)
-        .ok()
-        .context(
-            "this line is none of {\"messages\": [{\"role\", \"content\"}]}, {\"prompt\", \"completion\"}, {\"question\", \"answer\"}, \
-             {\"instruction\", \"input\", \"output\"} with strings as values",
-        )?
-        .into_messages();
-    let encoded = encoder.encode(&Body::Chat(messages))?;
-    let all = vec![true; encoded.tokens.len()];
-    Ok(Row {
-        tokens: encoded.tokens,
-        counted: encoded.counted.unwrap_or(all),
-        place,
-    })
-}
-
-fn read_text(text: &str, path: &Path, info: &ModelInfo, max_tokens: usize, out: &mut Rows) {
+/// A text file is one stream of text, which does not end.
+fn read_text(path: &Path, info: &ModelInfo, max_tokens: usize, out: &mut Rows) -> Result<()> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the data file {}", path.display()))?;
     let tokens = info
         .tokenizer
-        .encode(text, info.tokenizer.adds_bos(), false);
-    // Windows share one token: the last of one is the first input of the next, so that each is predicted once.
+        .encode(&text, info.tokenizer.adds_bos(), false);
+    windows(&tokens, &path.display().to_string(), max_tokens, out);
+    Ok(())
+}
+
+/// Windows share one token: the last of one is the first input of the next, so that each is predicted once.
+fn windows(tokens: &[u32], place: &str, max_tokens: usize, out: &mut Rows) {
     let mut start = 0;
     while start + 1 < tokens.len() {
         let window = &tokens[start..(start + max_tokens + 1).min(tokens.len())];
-        let place = format!("{}, token {start}", path.display());
         out.rows.push(Row {
             tokens: window.to_vec(),
             counted: vec![true; window.len()],
-            place,
+            place: format!("{place}, token {start}"),
         });
         start += max_tokens;
     }
@@ -399,7 +396,7 @@ fn read_text(text: &str, path: &Path, info: &ModelInfo, max_tokens: usize, out: 
 pub fn epoch_batches(rows: &Rows, batch: usize, seed: u64, epoch: u64) -> Vec<Vec<usize>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(epoch + 1);
-    let mut order: Vec<usize> = (0..rows.len()).collect();
+    let mut order = rows.shown(&mut rng);
     shuffle(&mut order, &mut rng);
     for window in order.chunks_mut(batch * SORT_WINDOW_BATCHES) {
         window.sort_by_key(|&idx| rows.n_tokens_of(idx));
@@ -487,6 +484,27 @@ mod tests {
         assert_eq!((batch.n_rows, batch.n_tokens), (2, 3));
         assert_eq!(batch.counted, [1, 4, 5]);
         assert_eq!(batch.targets, [12, 2, 3]);
+    }
+
+    #[test]
+    fn a_mixture_shows_rows_as_often_as_their_weights_say() {
+        let mut rows = rows(&[5; 30]);
+        rows.parts = vec![Part::Files(0..10), Part::Files(10..30), Part::Files(30..30)];
+        rows.mix(&[2.5, 0.25, 3.0]);
+        assert_eq!(rows.n_shown(), 25 + 5);
+        let counts = |epoch| {
+            let mut counts = [0; 30];
+            for idx in epoch_batches(&rows, 4, 1, epoch).concat() {
+                counts[idx] += 1;
+            }
+            counts
+        };
+        let first = counts(0);
+        assert_eq!(first[..10].iter().sum::<usize>(), 25);
+        assert!(first[..10].iter().all(|&n| n == 2 || n == 3));
+        assert_eq!(first[10..].iter().sum::<usize>(), 5);
+        assert_eq!(first, counts(0));
+        assert_ne!(first, counts(1), "another choice in the next pass");
     }
 
     #[test]

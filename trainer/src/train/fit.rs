@@ -130,7 +130,7 @@ pub fn gradients_of(
 
 /// The batches of step `step`: a function of config and step alone, so that a resumed run takes the same.
 pub fn step_batches(config: &Config, rows: &Rows, step: u64) -> Vec<Vec<usize>> {
-    let per_epoch = rows.len().div_ceil(config.train.batch) as u64;
+    let per_epoch = rows.n_shown().div_ceil(config.train.batch) as u64;
     let accumulate = config.train.accumulate as u64;
     let mut epoch = None;
     (step * accumulate..(step + 1) * accumulate)
@@ -163,7 +163,7 @@ impl Fit {
     ) -> Result<Outcome> {
         let graceful = Graceful::begin();
         let started = Instant::now();
-        let n_steps = n_steps(&self.config, self.train.len());
+        let n_steps = n_steps(&self.config, self.train.n_shown());
         let (mut progress, mut optimizer) = match state {
             Some(state) => (
                 state.progress.clone(),

@@ -32,7 +32,7 @@ use fledgling_data::config::Split;
 use model::{LoraSpec, Transformer};
 use progress::Reporter;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Fine-tune a model on chats or text, or train one from scratch
 #[derive(Debug, Clone, clap::Args)]
@@ -79,7 +79,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
             folder.display()
         );
     }
-    let base = models::open(&config.base)?;
+    let base = open_base(&config)?;
     let prepared = prepare(config, &base)?;
     if args.dry_run {
         return print_json_or(args.json, &prepared.plan(), || prepared.describe());
@@ -114,6 +114,23 @@ pub fn set_threads(n_threads: usize) {
         .build_global();
 }
 
+/// The model to start from; for a run from scratch a `tokenizer.json` is enough.
+///
+/// # Errors
+/// When it is not there, or is no model and weights are wanted of it.
+pub fn open_base(config: &Config) -> Result<models::Model> {
+    let path = Path::new(&config.base);
+    if path.extension().is_none_or(|ending| ending != "json") {
+        return models::open(&config.base);
+    }
+    ensure!(
+        config.mode == Mode::Scratch,
+        "base = {:?} is a tokenizer without weights: that is enough for mode = \"scratch\" only",
+        config.base
+    );
+    models::open_tokenizer(path)
+}
+
 /// A run that is ready to train.
 #[derive(Debug)]
 pub struct Prepared {
@@ -134,7 +151,14 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
     spec.validate()?;
     start::check_context(&spec, config.data.max_tokens)?;
     let max_tokens = config.data.max_tokens;
-    let train = read_rows(&config.data.train, Split::Train, &base.info, max_tokens)?;
+    let mut train = read_rows(&config.data.train, Split::Train, &base.info, max_tokens)?;
+    if !config.data.weights.is_empty() {
+        train.mix(&config.data.weights);
+        ensure!(
+            train.n_shown() > 0,
+            "data.weights leaves no row of data.train"
+        );
+    }
     ensure!(
         !train.is_empty(),
         "data.train: the files hold no row to learn from"
@@ -360,7 +384,7 @@ impl Prepared {
             "counted_tokens": self.fit.train.n_counted(),
             "valid_rows": self.fit.valid.len(),
             "valid_counted_tokens": self.fit.valid.n_counted(),
-            "steps": fit::n_steps(&self.fit.config, rows.len()),
+            "steps": fit::n_steps(&self.fit.config, self.fit.train.n_shown()),
             // Weights, and a gradient and two moments for each trained one; activations come on top.
             "weights_and_optimizer_bytes": 4 * (n_parameters + 3 * n_trained),
         })
