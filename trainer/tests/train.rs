@@ -179,7 +179,18 @@ fn a_tokenizer_alone_is_the_base_of_a_run_from_scratch_and_of_no_other() {
     let path = place.folder.path().join("tokenizer.json");
     fs::write(&path, base.info.tokenizer.to_hf_json()).unwrap();
     let base_key = format!("base='{}'", path.display());
-    let config = place.config("own", "scratch", &[&base_key, "train.steps=2"]);
+    let rows = place.folder.path().join("plain.jsonl");
+    fs::write(
+        &rows,
+        "{\"prompt\":\"what is in the hat\",\"completion\":\" another hat\"}\n",
+    )
+    .unwrap();
+    let (train_key, valid_key) = (
+        format!("data.train=['{}']", rows.display()),
+        format!("data.valid=['{}']", rows.display()),
+    );
+    let more = [&base_key, "train.steps=2", &train_key, &valid_key];
+    let config = place.config("own", "scratch", &more);
     let base = open_base(&config).unwrap();
     let outcome = prepare(config, &base).unwrap().train(false, None).unwrap();
     assert_eq!(outcome.step, 2);

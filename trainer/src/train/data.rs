@@ -335,13 +335,18 @@ fn read_folder(
     Ok(())
 }
 
-/// Reads what [`fledgling_data::collect`] reads. Prompts and completions become chats.
+/// Reads what [`fledgling_data::collect`] reads. Prompts and completions become chats where there is a chat template.
 fn read_documents(path: &Path, encoder: &Encoder, max_tokens: usize, out: &mut Rows) -> Result<()> {
     let source = Source::of(&path.to_string_lossy());
     for document in collect::all(std::slice::from_ref(&source))? {
         let Document { place, body } = document?;
         let place = place.to_string();
-        let encoded = encoder.encode(&body.into_chat());
+        let body = if encoder.has_chat_template() {
+            body.into_chat()
+        } else {
+            body
+        };
+        let encoded = encoder.encode(&body);
         let Encoded { tokens, counted } = encoded.with_context(|| place.clone())?;
         let Some(mut counted) = counted else {
             windows(&tokens, &place, max_tokens, out);
