@@ -360,6 +360,16 @@ fn a_bad_line_is_named_or_counted() {
 }
 
 #[test]
+fn a_bad_line_ends_it_however_much_follows() {
+    let place = Place::new();
+    // More batches than wait between two threads.
+    let many: String = (0..40).map(|_| jsonl(0..1000)).collect();
+    place.write("a.jsonl", &format!("oops\n{many}"));
+    let error = run(&place.config(&["a.jsonl"], "threads = 1\n")).unwrap_err();
+    assert!(format!("{error:#}").contains("a.jsonl:1"), "{error:#}");
+}
+
+#[test]
 fn mistakes_are_named_and_leave_what_was_there() {
     let place = Place::new();
     place.write("a.jsonl", &jsonl(0..30));

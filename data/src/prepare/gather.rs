@@ -154,6 +154,8 @@ fn read_all(
         drop(to_sink);
         let sunk = put_in_order(outcomes, sink);
         gone.store(true, Ordering::Relaxed);
+        // A reader that waits for room sees that its work is not wanted any more.
+        while recv(&batches).is_some() {}
         // The reader's error is the earlier one in the documents' order only when the sink had none.
         let read = reader
             .join()
@@ -226,17 +228,19 @@ fn read(
     Ok(())
 }
 
+/// The next batch; none when the reader is done.
+fn recv<T>(batches: &Mutex<Receiver<T>>) -> Option<T> {
+    let batches = batches.lock().unwrap_or_else(PoisonError::into_inner);
+    batches.recv().ok()
+}
+
 fn work(
     worker: &Worker<'_>,
     batches: &Mutex<Receiver<Batch<Result<Document, Defect>>>>,
     to_sink: &SyncSender<Batch<Outcome>>,
 ) {
     loop {
-        let batch = batches
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .recv();
-        let Ok(batch) = batch else { return };
+        let Some(batch) = recv(batches) else { return };
         let items = batch.items.into_iter().enumerate();
         let items = items.map(|(idx, item)| worker.clean(item, idx));
         let done = Batch {
