@@ -12,7 +12,7 @@ use crate::{
     report::{Example, Report, SourceReport},
     spool::{Spool, SpoolWriter},
 };
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -369,8 +369,7 @@ impl<'a> Sink<'a> {
                 });
             }
             Outcome::Bad(defect) => {
-                return Err(Error::new(defect)
-                    .context("--skip-bad counts what cannot be read, and goes on"));
+                bail!("{defect} (--skip-bad counts what cannot be read, and goes on)");
             }
         }
         Ok(())
