@@ -173,7 +173,7 @@ pub struct CleanConfig {
     pub strip_symbols: bool,
     /// Replace e-mail addresses, telephone numbers and keys by `<EMAIL>`, `<PHONE>`, `<KEY>`.
     pub mask: Mask,
-    /// Take out lines that stand in so many documents or more; 0 is off.
+    /// Take out lines of plain texts that stand in so many of them or more; 0 is off.
     pub boilerplate_docs: u32,
     /// Fewest and most characters of a document; 0 is no limit.
     pub min_chars: usize,

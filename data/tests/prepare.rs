@@ -323,19 +323,26 @@ fn lines_that_repeat_across_documents_go() {
         );
     }
     place.write("d/last.txt", footer);
+    let label =
+        "{\"prompt\": \"which one\", \"completion\": \"Subscribe to our newsletter today\"}\n";
+    place.write("labels.jsonl", label);
     let config = place.config(
-        &["d"],
+        &["d", "labels.jsonl"],
         "split.valid = 0.0\nclean.boilerplate_docs = 5\npack.mode = 'one'\n",
     );
     let report = run(&config).unwrap().report;
     let texts = texts(&place.at("out"), Split::Train);
-    assert_eq!(texts.len(), 6);
+    assert_eq!(texts.len(), 7);
+    let with_it: Vec<_> = texts
+        .iter()
+        .filter(|text| text.contains("newsletter"))
+        .collect();
     assert!(
-        texts.iter().all(|text| !text.contains("newsletter")),
+        with_it.len() == 1 && with_it[0].contains("which one"),
         "{texts:?}"
     );
     assert_eq!(report.changed["boilerplate_docs"], 7);
-    assert_eq!(report.n_documents(), 7);
+    assert_eq!(report.n_documents(), 8);
 }
 
 #[test]
@@ -367,6 +374,10 @@ fn a_bad_line_ends_it_however_much_follows() {
     place.write("a.jsonl", &format!("oops\n{many}"));
     let error = run(&place.config(&["a.jsonl"], "threads = 1\n")).unwrap_err();
     assert!(format!("{error:#}").contains("a.jsonl:1"), "{error:#}");
+    assert!(
+        !place.at("out").exists(),
+        "nothing was done, so nothing is left"
+    );
 }
 
 #[test]

@@ -425,7 +425,9 @@ fn strip_boilerplate(
     control.begin("counting lines", Unit::Documents, n_documents);
     for &(start, end) in &chunks {
         control.check()?;
-        for document in mended.read_range(start, end)? {
+        // What repeats in conversations (a system prompt, a label as answer) is there to be learnt.
+        let documents = mended.read_range(start, end)?.into_iter();
+        for document in documents.filter(|document| matches!(document.body, Body::Text(_))) {
             counter.add(&document.body)?;
         }
         control.advance((end - start) as u64);
@@ -442,7 +444,8 @@ fn strip_boilerplate(
     for &(start, end) in &chunks {
         control.check()?;
         for mut document in mended.read_range(start, end)? {
-            if worker.cleaner.fix_lines(&mut document.body, &lines) > 0 {
+            let is_text = matches!(document.body, Body::Text(_));
+            if is_text && worker.cleaner.fix_lines(&mut document.body, &lines) > 0 {
                 let changed = &mut sink.gathered.report.changed;
                 *changed.entry("boilerplate_docs".to_owned()).or_default() += 1;
             }

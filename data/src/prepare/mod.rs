@@ -26,6 +26,8 @@ use std::path::{Path, PathBuf};
 
 /// Folder of unfinished work inside the dataset's.
 const WORK: &str = ".work";
+/// The first stage's result: with it, a later run need not read the sources again.
+const GATHERED: &str = "gathered";
 /// The report beside the shards.
 pub const REPORT_FILE: &str = "report.html";
 
@@ -81,9 +83,10 @@ pub fn prepare(config: &Config, encoder: &Encoder, control: &dyn Control) -> Res
         .num_threads(n_threads(config))
         .build()?;
     let has_template = encoder.has_chat_template();
-    let mut gathered = work.stage("gathered", || {
+    let gathered = work.stage(GATHERED, || {
         gather::run(config, &found.inputs, has_template, &work.folder, control)
-    })?;
+    });
+    let mut gathered = gathered.inspect_err(|_| work.abandon())?;
     for (ending, n) in found.skipped {
         *gathered.report.unread_files.entry(ending).or_default() += n;
     }
@@ -184,6 +187,15 @@ impl Work {
             .and_then(|()| std::fs::rename(&beside, &path))
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(result)
+    }
+
+    /// Takes away what is of no use to a later run. What cannot be taken away is written over by it.
+    fn abandon(&self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+        // Only where they are empty: the folders that were made for this.
+        for folder in self.folder.ancestors().skip(1).take(2) {
+            let _ = std::fs::remove_dir(folder);
+        }
     }
 
     fn remove(&self) -> Result<()> {

@@ -143,7 +143,9 @@ impl<'a> Output<'a> {
                 self.report.step("unusable").add(|| *example);
                 return Ok(());
             }
-            Err((error, _)) => return Err(error),
+            Err((error, _)) => {
+                bail!("{error:#} (--skip-bad counts such documents and goes on)");
+            }
         };
         let context = self.job.config.context;
         let mode = self.job.config.pack.mode;
