@@ -9,16 +9,14 @@ mod common;
 
 use common::Place;
 use fledgling_core::{quant::DType, spec::Family};
+use serde_json::json;
 
 fn rows(n: usize) -> String {
-    (0..n)
-        .map(|i| {
-            let (a, b) = (i * 7919 % 1000, i * 104_729 % 1000);
-            format!(
-                "{{\"prompt\": \"what is {a} and {b}\", \"completion\": \"it is {i} of course\"}}\n"
-            )
-        })
-        .collect()
+    let row = |i: usize| {
+        let (a, b) = (i * 7919 % 1000, i * 104_729 % 1000);
+        json!({"prompt": format!("what is {a} and {b}"), "completion": format!("it is {i} of course")})
+    };
+    (0..n).map(|i| row(i).to_string() + "\n").collect()
 }
 
 #[test]
