@@ -261,6 +261,14 @@ impl Default for DedupeConfig {
     }
 }
 
+impl DedupeConfig {
+    /// The files to be kept out, as sources.
+    pub fn outside(&self) -> Vec<Source> {
+        let paths = self.decontaminate.iter();
+        paths.map(|path| Source::of(path)).collect()
+    }
+}
+
 /// What is held out, as shares of all documents, chosen by each document's hash.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -262,6 +262,17 @@ fn files_outside_are_kept_out() {
         "{:?}",
         step.examples
     );
+    assert!(run(&config).unwrap().up_to_date);
+    place.write("bench.txt", "nothing of the kind any more");
+    let again = run(&config).unwrap();
+    assert!(!again.up_to_date, "the files to be kept out have changed");
+    assert!(
+        again
+            .report
+            .steps
+            .iter()
+            .all(|step| step.name != "dedupe.leak_ngram")
+    );
 }
 
 /// Stops at the nth question.

@@ -173,12 +173,7 @@ fn drop_leaks(
     chosen: &mut Chosen,
     control: &dyn Control,
 ) -> Result<()> {
-    let outside: Vec<Source> = config
-        .dedupe
-        .decontaminate
-        .iter()
-        .map(|path| Source::of(path))
-        .collect();
+    let outside = config.dedupe.outside();
     let documents = collect::all(&outside)?;
     let fates = &chosen.fates;
     let held_out = |idx: usize| matches!(fates[idx], Fate::Kept(Split::Valid | Split::Test));

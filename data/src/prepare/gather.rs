@@ -284,14 +284,13 @@ impl Worker<'_> {
 fn judge(cleaner: &Cleaner, document: Document, changes: Changes, tells: bool) -> Outcome {
     let source = document.place.source;
     match cleaner.judge(&document.body) {
-        Judgement::Keep { language: None } if tells => {
-            let language = clean::language(&document.body);
-            let code = language.and_then(|code| code.as_bytes().try_into().ok());
-            Outcome::Keep(document, changes, code.unwrap_or(*b"?  "))
-        }
         Judgement::Keep { language } => {
+            let (language, otherwise) = match language {
+                None if tells => (clean::language(&document.body), *b"?  "),
+                language => (language, NO_LANGUAGE),
+            };
             let code = language.and_then(|code| code.as_bytes().try_into().ok());
-            Outcome::Keep(document, changes, code.unwrap_or(NO_LANGUAGE))
+            Outcome::Keep(document, changes, code.unwrap_or(otherwise))
         }
         Judgement::Drop { step, why, .. } => {
             Outcome::Drop(step, Example::new(&document, why), changes, source)

@@ -1,7 +1,7 @@
 //! `fledgling data prepare`: all stages, and what a rerun may skip.
 //!
 //! Stages leave their results in `OUT/.work/`, so that a run that was stopped goes on where it was. The folder belongs to
-//! one fingerprint: config, files (name, length, time), tokenizer, version of this crate. When the dataset itself has that
+//! one fingerprint: config, files (name, length, time; also those to be kept out), tokenizer, version of this crate. When the dataset itself has that
 //! fingerprint there is nothing to do.
 
 mod choose;
@@ -126,14 +126,12 @@ fn fingerprint(config: &Config, inputs: &[Input], encoder: &Encoder) -> Result<O
     let mut hasher = Sha256::new();
     hasher.update(env!("CARGO_PKG_VERSION"));
     hasher.update(serde_json::to_vec(&(&config, encoder.id(true)))?);
-    for input in inputs {
+    let outside = collect::find(&config.dedupe.outside())?.inputs;
+    for input in inputs.iter().chain(&outside) {
         let (Some(len_bytes), Some(modified)) = (input.len_bytes, input.modified_unix_ns) else {
             return Ok(None);
         };
         hasher.update(serde_json::to_vec(&(&input.name, len_bytes, modified))?);
-    }
-    for path in &config.dedupe.decontaminate {
-        hasher.update(path);
     }
     Ok(Some(format!("{:x}", hasher.finalize())))
 }
@@ -182,10 +180,7 @@ impl Work {
                 .with_context(|| format!("{} is broken: remove it", path.display()));
         }
         let result = run()?;
-        let beside = self.folder.join(format!("{name}.tmp"));
-        std::fs::write(&beside, postcard::to_stdvec(&result)?)
-            .and_then(|()| std::fs::rename(&beside, &path))
-            .with_context(|| format!("cannot write {}", path.display()))?;
+        write_whole(&path, &postcard::to_stdvec(&result)?)?;
         Ok(result)
     }
 
@@ -202,4 +197,12 @@ impl Work {
         let all = self.folder.parent().unwrap_or(&self.folder);
         std::fs::remove_dir_all(all).with_context(|| format!("cannot remove {}", all.display()))
     }
+}
+
+/// Writes beside, then renames.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let beside = path.with_extension("tmp");
+    std::fs::write(&beside, bytes)
+        .and_then(|()| std::fs::rename(&beside, path))
+        .with_context(|| format!("cannot write {}", path.display()))
 }

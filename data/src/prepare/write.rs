@@ -4,6 +4,7 @@ use super::{
     Outcome, REPORT_FILE,
     choose::{Chosen, Fate},
     gather::{CLEAN, Gathered, LANGUAGES, NO_LANGUAGE},
+    write_whole,
 };
 use crate::{
     config::{Config, Split},
@@ -313,11 +314,4 @@ fn bins(lengths: &[u64; 64]) -> Vec<Bin> {
             documents: lengths[bits],
         })
         .collect()
-}
-
-fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let beside = path.with_extension("tmp");
-    std::fs::write(&beside, bytes)
-        .and_then(|()| std::fs::rename(&beside, path))
-        .with_context(|| format!("cannot write {}", path.display()))
 }
