@@ -13,7 +13,7 @@ use fledgling_core::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use std::{fmt::Write as _, fs, path::Path, sync::Arc};
+use std::{fs, path::Path, sync::Arc};
 
 /// A document in tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,23 +81,7 @@ impl Encoder {
     /// When the tokenizer cannot be read, or uses something that we do not run. A chat template that does not compile is
     /// an error only where a chat is encoded.
     pub fn from_tokenizer_json(path: &Path) -> Result<Self> {
-        let json = fs::read(path)
-            .with_context(|| format!("cannot read the tokenizer {}", path.display()))?;
-        let beside = |name: &str| {
-            let path = path.with_file_name(name);
-            path.is_file()
-                .then(|| fs::read(&path).with_context(|| format!("cannot read {}", path.display())))
-                .transpose()
-        };
-        let config = beside("tokenizer_config.json")?;
-        let tokenizer = Tokenizer::from_hf_json(&json, config.as_deref())
-            .with_context(|| path.display().to_string())?;
-        let source = match beside("chat_template.jinja")? {
-            Some(source) => {
-                Some(String::from_utf8(source).context("chat_template.jinja is no text in UTF-8")?)
-            }
-            None => config.as_deref().and_then(template_of),
-        };
+        let (tokenizer, source) = read_tokenizer(path)?;
         Ok(Self {
             name: path.display().to_string(),
             template: source.map_or(Err(ModelError::NoChatTemplate), |source| {
@@ -240,7 +224,8 @@ impl Encoder {
             name: self.name.clone(),
             vocab_size: self.vocab_size(),
             sha256: self.sha256(),
-            template_sha256: template.map(|template| hex(&Sha256::digest(template.source()))),
+            template_sha256: template
+                .map(|template| format!("{:x}", Sha256::digest(template.source()))),
         }
     }
 
@@ -282,7 +267,7 @@ impl Encoder {
         for id in [bos, tokenizer.eos()] {
             add_ids(&mut add, id.as_slice());
         }
-        hex(&hasher.finalize())
+        format!("{:x}", hasher.finalize())
     }
 }
 
@@ -320,10 +305,42 @@ fn text_of(tokenizer: &Tokenizer, id: Option<u32>) -> &str {
         .unwrap_or_default()
 }
 
-/// The template in `tokenizer_config.json`: a text, or a list of which `default` counts.
-fn template_of(config: &[u8]) -> Option<String> {
-    let config: Value = serde_json::from_slice(config).ok()?;
-    match &config["chat_template"] {
+/// A `tokenizer.json`, completed by the `tokenizer_config.json` beside it, and the chat template: `chat_template.jinja` beside
+/// it, or the config's key, which is a text or a list of which `default` counts.
+///
+/// # Errors
+/// When a file cannot be read or is not what it should be, or the tokenizer uses something that we do not run.
+pub fn read_tokenizer(path: &Path) -> Result<(Tokenizer, Option<String>)> {
+    let json = fs::read(path).with_context(|| {
+        format!(
+            "cannot read {}: save the tokenizer beside the model (`tokenizer.save_pretrained(…)` writes it)",
+            path.display()
+        )
+    })?;
+    let config = beside(path, "tokenizer_config.json")?;
+    let tokenizer = Tokenizer::from_hf_json(&json, config.as_deref())
+        .with_context(|| path.display().to_string())?;
+    let template = match beside(path, "chat_template.jinja")? {
+        Some(source) => {
+            Some(String::from_utf8(source).context("chat_template.jinja is no text in UTF-8")?)
+        }
+        None => config.as_deref().map_or(Ok(None), template_of)?,
+    };
+    Ok((tokenizer, template))
+}
+
+/// The file `name` in the folder of `path`, where there is one.
+fn beside(path: &Path, name: &str) -> Result<Option<Vec<u8>>> {
+    let path = path.with_file_name(name);
+    path.is_file()
+        .then(|| fs::read(&path).with_context(|| format!("cannot read {}", path.display())))
+        .transpose()
+}
+
+fn template_of(config: &[u8]) -> Result<Option<String>> {
+    let config: Value =
+        serde_json::from_slice(config).context("tokenizer_config.json is no JSON")?;
+    Ok(match &config["chat_template"] {
         Value::String(template) => Some(template.clone()),
         Value::Array(templates) => templates
             .iter()
@@ -331,15 +348,6 @@ fn template_of(config: &[u8]) -> Option<String> {
             .and_then(|row| row["template"].as_str())
             .map(str::to_owned),
         _ => None,
-    }
-}
-
-/// Bytes in hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
     })
 }
 

@@ -198,6 +198,31 @@ impl<T: DeserializeOwned> Spool<T> {
     }
 }
 
+/// A range of records with what is kept of each.
+pub type Piece<'a, S> = ((usize, usize), &'a mut [S]);
+
+impl<T: DeserializeOwned> Spool<T> {
+    /// [`Spool::chunks`], each with its part of `values`, of which there is one a record.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn pieces<'a, S>(
+        &self,
+        values: &'a mut [S],
+        len_bytes: u64,
+        n_most: usize,
+    ) -> Result<Vec<Piece<'a, S>>> {
+        let mut rest = values;
+        let mut pieces = Vec::new();
+        for chunk in self.chunks(len_bytes, n_most)? {
+            let (piece, others) = rest.split_at_mut(chunk.1 - chunk.0);
+            pieces.push((chunk, piece));
+            rest = others;
+        }
+        Ok(pieces)
+    }
+}
+
 fn read_at(file: &Mutex<File>, offset: u64, bytes: &mut [u8]) -> Result<()> {
     let mut file = file
         .lock()

@@ -12,6 +12,7 @@ use fledgling_core::{
     spec::{Family, Mlp, ModelSpec, Norm, Position, TensorEntry},
     tokenizer::Tokenizer,
 };
+use fledgling_data::encode::read_tokenizer;
 use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde_json::Value as Json;
@@ -116,23 +117,6 @@ pub fn tokenizer_to_gguf(path: &Path, target: &Path) -> Result<()> {
     )
 }
 
-/// A tokenizer, and the chat template beside it.
-fn read_tokenizer(path: &Path) -> Result<(Tokenizer, Option<String>)> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let tokenizer_json =
-        fs::read(path).with_context(|| format!("cannot read {}: save the tokenizer beside the model (`tokenizer.save_pretrained(…)` writes it)", path.display()))?;
-    let config_path = folder.join("tokenizer_config.json");
-    let config_json = if config_path.is_file() {
-        Some(fs::read(&config_path)?)
-    } else {
-        None
-    };
-    let tokenizer = Tokenizer::from_hf_json(&tokenizer_json, config_json.as_deref())
-        .with_context(|| path.display().to_string())?;
-    let template = chat_template(folder, config_json.as_deref())?;
-    Ok((tokenizer, template))
-}
-
 /// The tokenizer's keys and the chat template.
 fn set_tokenizer(
     tokenizer: &Tokenizer,
@@ -144,30 +128,6 @@ fn set_tokenizer(
     if let Some(template) = template {
         metadata.set("tokenizer.chat_template", template);
     }
-}
-
-/// `chat_template.jinja`, or the key of `tokenizer_config.json`: a text, or a list of which `default` counts.
-fn chat_template(folder: &Path, tokenizer_config: Option<&[u8]>) -> Result<Option<String>> {
-    let path = folder.join("chat_template.jinja");
-    if path.is_file() {
-        return Ok(Some(
-            fs::read_to_string(&path).with_context(|| path.display().to_string())?,
-        ));
-    }
-    let Some(config) = tokenizer_config else {
-        return Ok(None);
-    };
-    let config: Json = serde_json::from_slice(config)
-        .with_context(|| format!("{}: tokenizer_config.json is no JSON", folder.display()))?;
-    Ok(match &config["chat_template"] {
-        Json::String(template) => Some(template.clone()),
-        Json::Array(templates) => templates
-            .iter()
-            .find(|row| row["name"] == "default")
-            .and_then(|row| row["template"].as_str())
-            .map(str::to_owned),
-        _ => None,
-    })
 }
 
 /// The file names that an index (`model.safetensors.index.json`) refers to.

@@ -32,14 +32,8 @@ pub(super) fn join(
     let n_files = if asked { PARTITIONS } else { 0 };
     let partitions = Partitions::<(u128, u32)>::create(scratch, "exact", n_files)?;
     let mut keys = vec![Key::default(); spool.len()];
-    let mut pieces = Vec::new();
-    let mut rest = keys.as_mut_slice();
-    for chunk in spool.chunks(CHUNK_BYTES, CHUNK_DOCS)? {
-        let (piece, others) = rest.split_at_mut(chunk.1 - chunk.0);
-        pieces.push((chunk, piece));
-        rest = others;
-    }
-    pieces
+    spool
+        .pieces(&mut keys, CHUNK_BYTES, CHUNK_DOCS)?
         .into_par_iter()
         .try_for_each(|((start, end), keys)| {
             control.check()?;

@@ -181,14 +181,8 @@ impl Search<'_> {
         grams: &Grams,
         found: &mut [Option<u64>],
     ) -> Result<()> {
-        let mut pieces = Vec::new();
-        let mut rest = found;
-        for chunk in spool.chunks(CHUNK_BYTES, CHUNK_DOCS)? {
-            let (piece, others) = rest.split_at_mut(chunk.1 - chunk.0);
-            pieces.push((chunk, piece));
-            rest = others;
-        }
-        pieces
+        spool
+            .pieces(found, CHUNK_BYTES, CHUNK_DOCS)?
             .into_par_iter()
             .try_for_each(|((start, end), found)| {
                 self.control.check()?;

@@ -77,18 +77,9 @@ pub struct FileInfo {
     pub sha256: String,
 }
 
-/// The name of a split in file names.
-pub(super) fn split_name(split: Split) -> &'static str {
-    match split {
-        Split::Train => "train",
-        Split::Valid => "valid",
-        Split::Test => "test",
-    }
-}
-
 /// `train-00003.tokens`.
 pub(super) fn file_name(split: Split, shard_idx: usize, ending: &str) -> String {
-    format!("{}-{shard_idx:05}.{ending}", split_name(split))
+    format!("{}-{shard_idx:05}.{ending}", split.name())
 }
 
 /// Whether a file can be a shard's.
@@ -173,7 +164,7 @@ impl Manifest {
             for (idx, shard) in info.shards.iter().enumerate() {
                 shard
                     .check(split, idx, vocab_size)
-                    .with_context(|| format!("shard {idx} of {}", split_name(split)))?;
+                    .with_context(|| format!("shard {idx} of {}", split.name()))?;
                 for (sum, n) in sums.iter_mut().zip(shard.counts()) {
                     *sum = sum.checked_add(n).context("too many tokens")?;
                 }
@@ -181,7 +172,7 @@ impl Manifest {
             ensure!(
                 sums == [info.rows, info.segments, info.tokens, info.counted],
                 "the shards of {} hold other than it says",
-                split_name(split)
+                split.name()
             );
         }
         Ok(())

@@ -1,12 +1,10 @@
 //! Reading a dataset. Files are mapped, so resident memory is what the rows in use take, and several processes share it.
 
-use super::{
-    MANIFEST_FILE, Manifest, RECORD_BYTES, Record, ShardInfo, id_bytes, manifest::split_name,
-};
+use super::{MANIFEST_FILE, Manifest, RECORD_BYTES, Record, ShardInfo, id_bytes};
 use crate::{
     config::Split,
     control::{Control, Unit},
-    encode::{Encoder, hex},
+    encode::Encoder,
     pack::Row,
 };
 use anyhow::{Context, Result, ensure};
@@ -128,7 +126,7 @@ impl Shards {
                         control.advance(piece.len() as u64);
                     }
                     ensure!(
-                        hex(&hasher.finalize()) == file.sha256,
+                        format!("{:x}", hasher.finalize()) == file.sha256,
                         "{} has changed since it was written: {AGAIN}",
                         self.folder.join(&file.name).display()
                     );
@@ -164,7 +162,7 @@ impl SplitShards {
         };
         for (idx, shard_info) in info.shards.iter().enumerate() {
             let shard = Shard::open(folder, shard_info)
-                .with_context(|| format!("{} {idx}: {AGAIN}", split_name(split)))?;
+                .with_context(|| format!("{} {idx}: {AGAIN}", split.name()))?;
             shard.check(manifest.context).with_context(|| {
                 let name = &shard_info.files[1].name;
                 format!("{} is damaged: {AGAIN}", folder.join(name).display())

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     config::{PackMode, Split},
-    encode::{TokenizerId, hex},
+    encode::TokenizerId,
     pack::Row,
 };
 use anyhow::{Context, Result, ensure};
@@ -361,7 +361,7 @@ impl HashedFile {
         Ok(FileInfo {
             name: name.unwrap_or_default().to_owned(),
             len_bytes: self.len_bytes,
-            sha256: hex(&self.hasher.finalize()),
+            sha256: format!("{:x}", self.hasher.finalize()),
         })
     }
 
