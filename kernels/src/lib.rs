@@ -1,0 +1,1 @@
+//! f32 kernels for training on a CPU.
