@@ -19,6 +19,7 @@ pub mod model;
 pub mod output;
 pub mod page;
 pub mod pull;
+pub mod report;
 pub mod run;
 pub mod serve;
 pub mod tokenize;

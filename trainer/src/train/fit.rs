@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     interrupt::Graceful,
+    report::events::{Begin, Step},
     run::{LoraSize, RECORD_FILE, Record},
 };
 use anyhow::{Result, bail, ensure};
@@ -177,12 +178,12 @@ impl Fit {
                 AdamW::new(adamw_config(&self.config)),
             ),
         };
+        reporter.begin(Begin::of(&self, &model, progress.step))?;
         if progress.step == 0 && !self.valid.is_empty() {
             let loss = self.validate(&model);
             progress.valid_before = Some(loss);
             reporter.validation(0, loss)?;
         }
-        reporter.begin(progress.step, n_steps);
         let (mut train_loss, mut counted, mut positions, mut training_s) =
             (None, 0_u64, 0_u64, 0.0);
         let last = until.unwrap_or(n_steps).min(n_steps);
@@ -204,13 +205,22 @@ impl Fit {
             let step_s = step_started.elapsed().as_secs_f64();
             training_s += step_s;
             positions += n_positions as u64;
-            counted += batches
+            let n_counted = batches
                 .iter()
                 .flatten()
                 .map(|&idx| self.train.n_counted_of(idx) as u64)
                 .sum::<u64>();
+            counted += n_counted;
             train_loss = Some(loss);
-            reporter.step(progress.step, loss, lr, norm, n_positions as f64 / step_s)?;
+            reporter.step(Step {
+                step: progress.step,
+                loss,
+                lr,
+                grad_norm: norm,
+                tokens_per_s: n_positions as f64 / step_s,
+                tokens: n_counted,
+                ..Step::default()
+            })?;
             let step = progress.step;
             let every = |n: u64| n > 0 && step.is_multiple_of(n);
             if every(self.config.train.eval_every) || step == n_steps {
@@ -218,16 +228,17 @@ impl Fit {
             }
             if every(self.config.train.save_every) || step == n_steps {
                 save_state(&self.folder, &model, &optimizer, &progress)?;
+                reporter.checkpoint(step, self.folder.display())?;
             }
         }
         let interrupted = progress.step < n_steps;
         if interrupted {
             save_state(&self.folder, &model, &optimizer, &progress)?;
+            reporter.checkpoint(progress.step, self.folder.display())?;
             if progress.kept_step.is_none() {
                 self.keep(&model, progress.step, None, progress.valid_before)?;
             }
         }
-        reporter.end();
         Ok(Outcome {
             run: self.folder.clone(),
             step: progress.step,

@@ -30,7 +30,7 @@ use fit::{Fit, Outcome};
 use fledgling_core::{gguf::Metadata, model::ModelInfo, spec::ModelSpec};
 use fledgling_data::config::Split;
 use model::{LoraSpec, Transformer};
-use progress::Reporter;
+use progress::{Reporter, View};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -137,6 +137,8 @@ pub struct Prepared {
     fit: Fit,
     model: Transformer,
     header: Vec<u8>,
+    /// How it is shown.
+    pub view: View,
 }
 
 /// Reads rows and weights, and builds the model of a run.
@@ -202,6 +204,7 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
         },
         model,
         header,
+        view: View::default(),
     })
 }
 
@@ -338,6 +341,7 @@ impl Prepared {
             mut fit,
             mut model,
             header,
+            view,
         } = self;
         std::fs::create_dir_all(&fit.folder)
             .with_context(|| format!("cannot make the folder {}", fit.folder.display()))?;
@@ -357,11 +361,13 @@ impl Prepared {
             fit.config.to_toml()?.as_bytes(),
         )?;
         write_whole(&fit.folder.join(HEADER_FILE), &header)?;
-        let mut reporter = Reporter::new(
-            &fit.folder.join("metrics.jsonl"),
-            state.as_ref().map_or(0, |state| state.progress.step),
-        )?;
-        fit.run(model, state.as_ref(), until, &mut reporter)
+        let step = state.as_ref().map_or(0, |state| state.progress.step);
+        let mut reporter = Reporter::open(&fit.folder, step, view)?;
+        let result = fit.run(model, state.as_ref(), until, &mut reporter);
+        let ended = reporter.end(&result);
+        let outcome = result?;
+        ended?;
+        Ok(outcome)
     }
 
     /// What would be done, for machines.

@@ -1,0 +1,189 @@
+//! What a person sees while it trains, and `metrics.jsonl`.
+//!
+//! The loop tells a [`Reporter`] what happens; it hands every event to its sinks: the file of metrics ([`metrics`]) first, then what
+//! shows it ([`lines`]). A sink that cannot show something drops it: only a file that cannot be written ends the run.
+
+mod describe;
+mod lines;
+mod metrics;
+
+use super::fit::Outcome;
+use crate::report::{
+    environment::peak_bytes,
+    events::{Begin, Checkpoint, End, EndState, Event, Line, Note, Sample, Step, Validation},
+};
+use anyhow::Result;
+use std::{
+    fmt::Debug,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+/// The memory is asked for this often at most.
+const MEMORY_EVERY: Duration = Duration::from_millis(500);
+
+/// How a run is shown.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum View {
+    /// A bar on a terminal, lines in a pipe.
+    #[default]
+    Plain,
+    /// Not at all.
+    Quiet,
+}
+
+/// Takes part in what happens.
+pub trait Sink: Debug + Send {
+    /// Something happened.
+    ///
+    /// # Errors
+    /// When it must be written and cannot be.
+    fn event(&mut self, line: &Line) -> Result<()>;
+}
+
+/// Hands what happens to the file of metrics and to whoever shows it.
+#[derive(Debug)]
+pub struct Reporter {
+    sinks: Vec<Box<dyn Sink>>,
+    step: u64,
+    memory: Option<(Instant, u64)>,
+}
+
+impl Reporter {
+    /// Opens the metrics of the run in `folder`, which goes on after `step`, and a view of it.
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn open(folder: &Path, step: u64, view: View) -> Result<Self> {
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(metrics::Metrics::open(
+            &folder.join(crate::run::METRICS_FILE),
+            step,
+        )?)];
+        match view {
+            View::Plain => sinks.push(Box::new(lines::Lines::new())),
+            View::Quiet => {}
+        }
+        Ok(Self {
+            sinks,
+            step,
+            memory: None,
+        })
+    }
+
+    /// Training starts or goes on. Comes before all else.
+    ///
+    /// # Errors
+    /// When a file cannot be written; so for all that follow.
+    pub fn begin(&mut self, begin: Begin) -> Result<()> {
+        self.send(Event::Begin(Box::new(begin)))
+    }
+
+    /// An optimiser step is done.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn step(&mut self, mut step: Step) -> Result<()> {
+        step.peak_bytes = step.peak_bytes.or_else(|| self.memory());
+        self.send(Event::Step(step))
+    }
+
+    /// The held-out rows were measured.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn validation(&mut self, step: u64, loss: f64) -> Result<()> {
+        self.send(Event::Validation(Validation {
+            step,
+            valid_loss: loss,
+            valid_perplexity: loss.exp(),
+        }))
+    }
+
+    /// The model went on with a prompt.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn sample(&mut self, step: u64, prompt: &str, text: &str) -> Result<()> {
+        self.send(Event::Sample(Sample {
+            step,
+            prompt: prompt.to_owned(),
+            text: text.to_owned(),
+        }))
+    }
+
+    /// A checkpoint was written to a path or a URL.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn checkpoint(&mut self, step: u64, path: impl ToString) -> Result<()> {
+        self.send(Event::Checkpoint(Checkpoint {
+            step,
+            path: path.to_string(),
+        }))
+    }
+
+    /// Something to tell a person.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn note(&mut self, text: impl Into<String>) -> Result<()> {
+        self.send(Event::Note(Note {
+            step: self.step,
+            text: text.into(),
+        }))
+    }
+
+    /// Training is over: closes the view.
+    ///
+    /// # Errors
+    /// As [`Self::begin`].
+    pub fn end(&mut self, result: &Result<Outcome>) -> Result<()> {
+        let (state, reason, outcome) = match result {
+            Ok(outcome) => (
+                if outcome.interrupted {
+                    EndState::Interrupted
+                } else {
+                    EndState::Finished
+                },
+                None,
+                serde_json::to_value(outcome)?,
+            ),
+            Err(error) => (
+                EndState::Failed,
+                Some(format!("{error:#}")),
+                serde_json::Value::Null,
+            ),
+        };
+        let ended = self.send(Event::End(End {
+            step: self.step,
+            state,
+            reason,
+            peak_bytes: peak_bytes(),
+            outcome,
+        }));
+        self.sinks.clear();
+        ended
+    }
+
+    fn send(&mut self, event: Event) -> Result<()> {
+        self.step = event.step();
+        let line = Line::now(event);
+        // All are told, also when the first fails.
+        let results: Vec<_> = self
+            .sinks
+            .iter_mut()
+            .map(|sink| sink.event(&line))
+            .collect();
+        results.into_iter().collect()
+    }
+
+    fn memory(&mut self) -> Option<u64> {
+        if self
+            .memory
+            .is_none_or(|(at, _)| at.elapsed() >= MEMORY_EVERY)
+        {
+            self.memory = peak_bytes().map(|bytes| (Instant::now(), bytes));
+        }
+        self.memory.map(|(_, bytes)| bytes)
+    }
+}
