@@ -3,7 +3,7 @@
 use crate::{
     bench, chat, data, doctor, eval, export, generate, inspect, interrupt,
     output::{StdoutClosed, UsageError, note},
-    pull, serve, tokenize, tokenizer,
+    pull, runs, serve, tokenize, tokenizer,
 };
 use anyhow::{Error, Result};
 use clap::{Parser, Subcommand};
@@ -28,6 +28,7 @@ enum Command {
     Data(data::Args),
     #[cfg(feature = "train")]
     Train(crate::train::TrainArgs),
+    Runs(runs::Args),
     Eval(eval::Args),
     Export(export::Args),
     Generate(generate::Args),
@@ -59,6 +60,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Data(args) => data::run(args),
         #[cfg(feature = "train")]
         Command::Train(args) => crate::train::run(args),
+        Command::Runs(args) => runs::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Export(args) => export::run(args),
         Command::Generate(args) => generate::run(args),

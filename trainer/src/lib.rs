@@ -21,6 +21,7 @@ pub mod page;
 pub mod pull;
 pub mod report;
 pub mod run;
+pub mod runs;
 pub mod serve;
 pub mod tokenize;
 pub mod tokenizer;

@@ -26,6 +26,8 @@ use std::{
 pub const FORMAT: u32 = 1;
 /// Name of the [`Record`]'s file.
 pub const RECORD_FILE: &str = "run.json";
+/// Name of the resolved config's file.
+pub const CONFIG_FILE: &str = "config.toml";
 /// Name of the file of metrics.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// Name of the header's file.

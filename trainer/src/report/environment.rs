@@ -23,9 +23,13 @@ pub struct Environment {
 impl Environment {
     /// This process, with so many threads (0: all cores).
     pub fn here(threads: usize) -> Self {
-        let mut system = sysinfo::System::new();
-        system.refresh_memory();
-        let memory_bytes = Some(system.total_memory()).filter(|bytes| *bytes > 0);
+        let memory_bytes = sysinfo::System::new()
+            .map(|mut system| {
+                system.refresh_memory();
+                system.total_memory()
+            })
+            .ok()
+            .filter(|bytes| *bytes > 0);
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),

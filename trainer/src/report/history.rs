@@ -108,7 +108,9 @@ impl History {
     /// When it first started.
     pub fn started(&self) -> Option<f64> {
         let first = self.begins.first().map(|begin| begin.time);
-        first.or_else(|| self.steps.first().map(|step| step.time)).filter(|time| *time > 0.0)
+        first
+            .or_else(|| self.steps.first().map(|step| step.time))
+            .filter(|time| *time > 0.0)
     }
 
     /// Seconds of training and validation, over all starts, up to the last event.

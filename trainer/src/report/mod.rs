@@ -1,5 +1,11 @@
-//! What is known of a run afterwards, read without Burn: `metrics.jsonl` holds the [`events`] that training wrote, one a line.
+//! What is known of a run afterwards, read without Burn: `metrics.jsonl` holds the [`events`] that training wrote, one a line;
+//! [`history`] is all of them, [`overview`] a few figures, [`mod@page`] a report, [`compare`] several runs on one page.
 
+pub mod compare;
 pub mod environment;
 pub mod events;
 pub mod history;
+pub mod overview;
+pub mod page;
+pub mod plot;
+pub mod text;

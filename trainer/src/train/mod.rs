@@ -345,6 +345,7 @@ impl Prepared {
         } = self;
         std::fs::create_dir_all(&fit.folder)
             .with_context(|| format!("cannot make the folder {}", fit.folder.display()))?;
+        let _lock = crate::runs::lock(&fit.folder)?;
         let state = if resume {
             Some(fit::resume(&fit)?)
         } else {
@@ -357,14 +358,18 @@ impl Prepared {
             remove_old(&fit.folder)?;
         }
         write_whole(
-            &fit.folder.join("config.toml"),
+            &fit.folder.join(run::CONFIG_FILE),
             fit.config.to_toml()?.as_bytes(),
         )?;
         write_whole(&fit.folder.join(HEADER_FILE), &header)?;
         let step = state.as_ref().map_or(0, |state| state.progress.step);
+        let folder = fit.folder.clone();
         let mut reporter = Reporter::open(&fit.folder, step, view)?;
         let result = fit.run(model, state.as_ref(), until, &mut reporter);
         let ended = reporter.end(&result);
+        if let Err(error) = crate::report::page::write(&folder, None) {
+            note(format!("the report could not be written: {error:#}"));
+        }
         let outcome = result?;
         ended?;
         Ok(outcome)

@@ -1,0 +1,131 @@
+//! Several runs on one page, their curves over each other.
+
+use super::{
+    history::History,
+    overview::Overview,
+    page::{of, templates},
+    plot::{Kind, Plot, Scale, Series, smooth},
+};
+use crate::{
+    run::METRICS_FILE,
+    runs::{side_by_side, value_text},
+};
+use anyhow::{Context, Result};
+use minijinja::context;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// Colours of the page.
+const N_COLOURS: usize = 8;
+
+/// A page that compares runs; `different` are the keys of their configs that differ.
+///
+/// # Errors
+/// Never for runs that were read.
+pub fn page(runs: &[Overview], different: &BTreeMap<String, Vec<Option<Value>>>) -> Result<String> {
+    let histories: Vec<_> = runs
+        .iter()
+        .map(|run| History::read(&run.folder.join(METRICS_FILE)).unwrap_or_default())
+        .collect();
+    let different: Vec<Vec<String>> = different
+        .iter()
+        .map(|(key, values)| {
+            let values = values.iter().map(|value| value_text(value.as_ref()));
+            std::iter::once(key.clone()).chain(values).collect()
+        })
+        .collect();
+    let names: Vec<_> = runs.iter().map(|run| run.name.as_str()).collect();
+    let page = templates()?.get_template("compare")?.render(context! {
+        title => names.join(", "),
+        runs => of(&runs),
+        results => side_by_side(runs),
+        different,
+        plots => of(&plots(runs, &histories)),
+        version => env!("CARGO_PKG_VERSION"),
+    });
+    page.context("the page could not be made")
+}
+
+fn plots(runs: &[Overview], histories: &[History]) -> Vec<Plot> {
+    type Points = Vec<(f64, f64)>;
+    let plot = |title: &str, y_label: &str, scale, kind, points: fn(&History) -> Points| {
+        let series: Vec<_> = runs
+            .iter()
+            .zip(histories)
+            .enumerate()
+            .map(|(idx, (run, history))| Series {
+                name: run.name.clone(),
+                colour: idx % N_COLOURS,
+                kind,
+                points: points(history),
+            })
+            .collect();
+        Plot::new(title, y_label, scale, &series)
+    };
+    let plots = [
+        plot(
+            "Training loss, smoothed",
+            "nats a token",
+            Scale::Values,
+            Kind::Line,
+            |history| {
+                let steps = history.steps.iter();
+                let points: Vec<_> = steps
+                    .map(|at| (at.event.step as f64, at.event.loss))
+                    .collect();
+                smooth(&points)
+            },
+        ),
+        plot(
+            "Held-out loss",
+            "nats a token",
+            Scale::Values,
+            Kind::Dots,
+            |history| {
+                let validations = history.validations.iter();
+                validations
+                    .map(|at| (at.event.step as f64, at.event.valid_loss))
+                    .collect()
+            },
+        ),
+        plot(
+            "Learning rate",
+            "a step",
+            Scale::FromZero,
+            Kind::Line,
+            |history| {
+                let steps = history.steps.iter();
+                steps
+                    .map(|at| (at.event.step as f64, at.event.lr))
+                    .collect()
+            },
+        ),
+        plot(
+            "Gradient norm, smoothed",
+            "before clipping",
+            Scale::Auto,
+            Kind::Line,
+            |history| {
+                let steps = history.steps.iter();
+                let points: Vec<_> = steps
+                    .map(|at| (at.event.step as f64, at.event.grad_norm))
+                    .collect();
+                smooth(&points)
+            },
+        ),
+        plot(
+            "Throughput, smoothed",
+            "tokens a second",
+            Scale::FromZero,
+            Kind::Line,
+            |history| {
+                let steps = history.steps.iter();
+                let points: Vec<_> = steps
+                    .map(|at| (at.event.step as f64, at.event.tokens_per_s))
+                    .collect();
+                smooth(&points)
+            },
+        ),
+    ];
+    plots.into_iter().flatten().collect()
+}
