@@ -4,7 +4,7 @@ use crate::{
     gguf::{Gguf, Header, Layout, Metadata, StringArray, TensorDecl},
     model::ModelInfo,
     quant::{self, DType},
-    spec::{Family, Mlp, ModelSpec, Norm, Position, Role, TensorEntry, tensor_table},
+    spec::{Family, ModelSpec, Position, Role, TensorEntry, tensor_table},
     tokenizer::{StreamDecoder, Tokenizer},
 };
 use bytes::Bytes;
@@ -23,11 +23,11 @@ const MERGES: [&str; 40] = [
     "Ġ g",
 ];
 
-/// A complete GGUF file of a tiny model with random weights: 2 layers, 64 wide, 4 heads (2 for k and v in Llama),
-/// context 128, byte-level tokenizer of about 300 ids with `<|im_start|>`, `<|im_end|>` and `<|endoftext|>`,
+/// A complete GGUF file of a tiny model with random weights: 2 layers, 64 wide, 4 heads (2 for k and v but in GPT-2, and in
+/// Qwen 3 twice as wide together as the model), context 128, byte-level tokenizer of about 300 ids with `<|im_start|>`, `<|im_end|>` and `<|endoftext|>`,
 /// a ChatML template; matrices in `dtype`. The same seed gives the same bytes.
 ///
-/// GPT-2 ties the output to the embedding, Llama has an output matrix. The special tokens' rows there are small,
+/// GPT-2 ties the output to the embedding, the others have an output matrix. The special tokens' rows there are small,
 /// so that greedy decoding never picks them and a generation runs as long as it may.
 pub fn tiny_model(family: Family, dtype: DType, seed: u64) -> Vec<u8> {
     random_model(&tiny_spec(family), dtype, seed)
@@ -146,32 +146,31 @@ fn check_rewriting(header: &Header) {
 
 /// The architecture of [`tiny_model`].
 pub fn tiny_spec(family: Family) -> ModelSpec {
-    let llama = family == Family::Llama;
-    let rope = Position::Rope {
+    let head_dim = if family == Family::Qwen3 { 32 } else { 16 };
+    let rotary = |pairing| Position::Rope {
         base: 10_000.0,
-        dim: 16,
+        dim: head_dim,
+        pairing,
         freq_factors: Vec::new(),
     };
+    let is_gpt2 = family == Family::Gpt2;
     ModelSpec {
         family,
         n_layer: 2,
         n_head: 4,
-        n_kv_head: if llama { 2 } else { 4 },
-        head_dim: 16,
+        n_kv_head: if is_gpt2 { 4 } else { 2 },
+        head_dim,
         n_embd: 64,
-        n_ff: if llama { 160 } else { 256 },
+        n_ff: if is_gpt2 { 256 } else { 160 },
         n_ctx: 128,
         vocab_size: 256 + MERGES.len() + SPECIAL.len(),
-        norm: if llama {
-            Norm::RmsNorm
-        } else {
-            Norm::LayerNorm
-        },
+        norm: family.norm(),
         norm_eps: 1e-5,
-        position: if llama { rope } else { Position::Learned },
-        mlp: if llama { Mlp::SwiGlu } else { Mlp::Gelu },
-        bias: !llama,
-        tied_embedding: !llama,
+        position: family.pairing().map_or(Position::Learned, rotary),
+        mlp: family.mlp(),
+        bias: family.bias(),
+        qk_norm: family.qk_norm(),
+        tied_embedding: is_gpt2,
     }
 }
 
@@ -186,11 +185,16 @@ pub fn tiny_tokenizer(family: Family) -> Metadata {
         .map(|id| if id < n_normal { 1 } else { 3 })
         .collect();
     let (end_of_text, im_end) = (n_normal as u32, n_normal as u32 + 2);
-    let llama = family == Family::Llama;
+    let is_gpt2 = family == Family::Gpt2;
 
     let mut metadata = Metadata::new();
     metadata.set("tokenizer.ggml.model", "gpt2");
-    metadata.set("tokenizer.ggml.pre", if llama { "smollm" } else { "gpt-2" });
+    let pre = match family {
+        Family::Gpt2 => "gpt-2",
+        Family::Llama => "smollm",
+        Family::Qwen2 | Family::Qwen3 => "qwen2",
+    };
+    metadata.set("tokenizer.ggml.pre", pre);
     metadata.set(
         "tokenizer.ggml.tokens",
         tokens.iter().collect::<StringArray>(),
@@ -203,7 +207,7 @@ pub fn tiny_tokenizer(family: Family) -> Metadata {
     metadata.set("tokenizer.ggml.bos_token_id", end_of_text);
     metadata.set(
         "tokenizer.ggml.eos_token_id",
-        if llama { im_end } else { end_of_text },
+        if is_gpt2 { end_of_text } else { im_end },
     );
     metadata.set("tokenizer.ggml.add_bos_token", false);
     metadata
@@ -225,7 +229,9 @@ fn weights(entry: &TensorEntry, rng: &mut SplitMix64) -> Vec<f32> {
     let n_cols = *entry.shape.last().expect("a shape has an axis");
     let len = entry.shape.iter().product();
     let (mean, spread) = match entry.role {
-        Role::AttnNorm | Role::FfnNorm | Role::OutputNorm => (1.0, 0.2),
+        Role::AttnNorm | Role::AttnQNorm | Role::AttnKNorm | Role::FfnNorm | Role::OutputNorm => {
+            (1.0, 0.2)
+        }
         Role::TokenEmbd | Role::PositionEmbd | Role::Output => (0.0, 0.5),
         _ if entry.shape.len() == 1 => (0.0, 0.1),
         _ => (0.0, 4.0 / (n_cols as f32).sqrt()),
@@ -281,7 +287,7 @@ mod tests {
 
     #[test]
     fn tiny_models_are_whole_files() {
-        for family in [Family::Gpt2, Family::Llama] {
+        for family in Family::ALL {
             for dtype in DType::ALL {
                 let bytes = tiny_model(family, dtype, 7);
                 assert_eq!(bytes, tiny_model(family, dtype, 7));

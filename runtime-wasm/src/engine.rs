@@ -1,12 +1,13 @@
 //! The WebGPU engine: a model's forward pass as lists of dispatches that are built once.
 //!
 //! A token is one submission. A norm, the quantisation of activations, RoPE, the writes to the cache, the activation of
-//! the MLP and the residual additions are all part of the products around them, so a block is five dispatches.
+//! the MLP and the residual additions are all part of the products around them, so a block is five dispatches; six where
+//! heads of q and k are normalised, or rotate other elements than neighbours.
 
 use crate::{
     error::RuntimeError,
     gpu::{Gpu, Pending},
-    kernels::{Dims, Epilogue, Kernels, Product, Rows, TILE_TOKENS},
+    kernels::{Dims, Epilogue, HeadStep, Kernels, Product, Rows, TILE_TOKENS},
     weights::{LayerWeights, Matrix, Weights},
 };
 use fledgling_core::{
@@ -360,6 +361,8 @@ struct Builder<'a> {
     tokens: Buffer,
     /// The residual stream. [T, C]
     x: Buffer,
+    /// [T, (H + 2K) * D], where heads are a step of their own.
+    qkv: Buffer,
     /// [T, H * D]
     q: Buffer,
     /// [T, H * D]
@@ -414,6 +417,11 @@ impl<'a> Builder<'a> {
             step,
             tokens: floats("tokens", tile),
             x: floats("x", tile * n_embd),
+            qkv: if has_head_step(spec) {
+                floats("qkv", tile * (n_head + 2 * n_kv_head) * head_dim)
+            } else {
+                gpu.storage("no qkv", 16)
+            },
             q: floats("q", tile * n_head * head_dim),
             attended: floats("attended", tile * n_head * head_dim),
             hidden: floats("hidden", tile * n_ff),
@@ -529,8 +537,16 @@ impl<'a> Builder<'a> {
             self.hidden.clone(),
         );
         let matrix = |index: usize| &weights.matrices[index];
-        for &qkv in &layer.qkv {
-            self.product(list, matrix(qkv), rows, Epilogue::Qkv, &x, &q, Some(cache));
+        if has_head_step(self.spec) {
+            let raw = self.qkv.clone();
+            for &qkv in &layer.qkv {
+                self.product(list, matrix(qkv), rows, Epilogue::Store, &x, &raw, None);
+            }
+            self.heads(list, layer, cache);
+        } else {
+            for &qkv in &layer.qkv {
+                self.product(list, matrix(qkv), rows, Epilogue::Qkv, &x, &q, Some(cache));
+            }
         }
         list.push(Dispatch {
             pipeline: self.kernels.attention(),
@@ -566,6 +582,24 @@ impl<'a> Builder<'a> {
             &x,
             None,
         );
+    }
+
+    /// Norm and rotation of the heads that the projection left in `qkv`; keys and values go into the cache.
+    fn heads(&mut self, list: &mut Vec<Dispatch>, layer: &LayerWeights, cache: &Buffer) {
+        let norms = layer.head_norms.as_ref();
+        list.push(Dispatch {
+            pipeline: self.kernels.heads(HeadStep::of(self.spec)),
+            group: self.kernels.bind_heads([
+                &self.step,
+                &self.qkv,
+                norms.unwrap_or(&self.unread),
+                &self.rope,
+                &self.q,
+                cache,
+            ]),
+            x: (self.spec.n_head + 2 * self.spec.n_kv_head) as u32,
+            y: Times::Tokens,
+        });
     }
 
     #[allow(
@@ -621,6 +655,11 @@ impl<'a> Builder<'a> {
             });
         }
     }
+}
+
+/// Whether q and k are more than rotated neighbours, which the projection's own epilogue does.
+fn has_head_step(spec: &ModelSpec) -> bool {
+    HeadStep::of(spec) != HeadStep::default()
 }
 
 /// (cos, sin) for each position and pair of a head; what is not rotated turns by nothing. [`n_ctx`, D / 2]

@@ -4,7 +4,7 @@
 use crate::gpu::{Gpu, Tuning};
 use fledgling_core::{
     quant::DType,
-    spec::{ModelSpec, Norm},
+    spec::{ModelSpec, Norm, Pairing, Position},
 };
 use std::collections::HashMap;
 use wgpu::{BindGroup, BindGroupLayout, Buffer, ComputePipeline, ShaderModule};
@@ -47,6 +47,7 @@ const TILE_FLOAT: &str = shader!(
 );
 const EMBED_QUANT: &str = shader!("half", "embed_quant", "embed");
 const EMBED_FLOAT: &str = shader!("half", "embed_float", "embed");
+const HEADS: &str = shader!("half", "heads");
 const ATTENTION: &str = shader!("exp", "attention");
 const ARGMAX: &str = shader!("argmax");
 
@@ -103,6 +104,31 @@ pub(crate) struct Product {
     pub(crate) has_bias: bool,
 }
 
+/// What `heads.wgsl` does; the default is what the epilogue of a product does too.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct HeadStep {
+    /// Elements half a head apart turn together, not neighbours.
+    pub(crate) halves: bool,
+    /// Heads of q and k are normalised first.
+    pub(crate) norm: bool,
+}
+
+impl HeadStep {
+    pub(crate) fn of(spec: &ModelSpec) -> Self {
+        let halves = matches!(
+            spec.position,
+            Position::Rope {
+                pairing: Pairing::Halves,
+                ..
+            }
+        );
+        Self {
+            halves,
+            norm: spec.qk_norm,
+        }
+    }
+}
+
 /// The sizes that kernels take as constants.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Dims {
@@ -143,6 +169,7 @@ pub(crate) struct Kernels {
     dims: Dims,
     product_layout: BindGroupLayout,
     embed_layout: BindGroupLayout,
+    heads_layout: BindGroupLayout,
     attention_layout: BindGroupLayout,
     argmax_layout: BindGroupLayout,
     modules: HashMap<&'static str, ShaderModule>,
@@ -160,6 +187,7 @@ impl Kernels {
             dims,
             product_layout: layout(gpu, "product", &product),
             embed_layout: layout(gpu, "embed", &embed),
+            heads_layout: layout(gpu, "heads", &[Uniform, Read, Read, Read, Write, Write]),
             attention_layout: layout(gpu, "attention", &[Uniform, Read, Read, Write]),
             argmax_layout: layout(gpu, "argmax", &[Read, Write, Write]),
             modules: HashMap::new(),
@@ -233,6 +261,30 @@ impl Kernels {
         )
     }
 
+    /// The pipeline between the projection to q, k and v and the attention.
+    pub(crate) fn heads(&mut self, step: HeadStep) -> ComputePipeline {
+        let Dims {
+            n_head,
+            n_kv_head,
+            head_dim,
+            n_ctx,
+            norm_eps,
+            ..
+        } = self.dims;
+        let constants = [
+            ("WG", f64::from(PLAIN_WG)),
+            ("HALVES", f64::from(u8::from(step.halves))),
+            ("HAS_NORM", f64::from(u8::from(step.norm))),
+            ("NORM_EPS", f64::from(norm_eps)),
+            ("N_HEAD", n_head as f64),
+            ("N_KV_HEAD", n_kv_head as f64),
+            ("HEAD_DIM", head_dim as f64),
+            ("N_CTX", n_ctx as f64),
+        ];
+        let layout = self.heads_layout.clone();
+        self.pipeline(&format!("{step:?}"), HEADS, &layout, &constants)
+    }
+
     /// The pipeline of attention.
     pub(crate) fn attention(&mut self) -> ComputePipeline {
         let Dims {
@@ -273,6 +325,11 @@ impl Kernels {
     /// `[part, step, tokens, y, positions, weights, scales]`.
     pub(crate) fn bind_embed(&self, buffers: [&Buffer; 7]) -> BindGroup {
         self.bind(&self.embed_layout, &buffers)
+    }
+
+    /// `[step, qkv, norms, rope, q, kv]`.
+    pub(crate) fn bind_heads(&self, buffers: [&Buffer; 6]) -> BindGroup {
+        self.bind(&self.heads_layout, &buffers)
     }
 
     /// `[step, q, kv, y]`.

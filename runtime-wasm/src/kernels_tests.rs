@@ -3,7 +3,7 @@
 
 use crate::{
     gpu::{Gpu, Tuning},
-    kernels::{Dims, Epilogue, Kernels, Product, RowNorm, Rows, TILE_TOKENS},
+    kernels::{Dims, Epilogue, HeadStep, Kernels, Product, RowNorm, Rows, TILE_TOKENS},
     weights::repack,
 };
 use fledgling_core::quant::{self, DType};
@@ -578,6 +578,85 @@ fn embeddings_of_every_type_are_their_rows() {
                     &format!("token {id} in {dtype:?}"),
                 );
             }
+        }
+    }
+}
+
+#[test]
+fn heads_are_normed_and_rotated_as_their_twin() {
+    let gpu = gpu();
+    for (n_head, n_kv_head, head_dim, pos, n_tokens) in
+        [(3, 1, 6, 0, 3), (4, 2, 16, 70, 2), (2, 1, 130, 5, 3)]
+    {
+        for (halves, norm) in [(false, true), (true, false), (true, true)] {
+            let (n_ctx, pairs, n_heads) =
+                (pos + n_tokens + 1, head_dim / 2, n_head + 2 * n_kv_head);
+            let dims = Dims {
+                n_head,
+                n_kv_head,
+                head_dim,
+                n_ctx,
+                vocab_size: 1,
+                norm_eps: EPS,
+            };
+            let mut kernels = Kernels::new(&gpu, dims);
+            let qkv = noise(1, n_tokens * n_heads * head_dim);
+            let norms = noise(2, 2 * head_dim);
+            let turns = noise(3, n_ctx * head_dim);
+            let q = upload(&gpu, &vec![0.0f32; n_tokens * n_head * head_dim]);
+            let kv = upload(&gpu, &vec![0u32; 2 * n_ctx * n_kv_head * pairs]);
+            let group = kernels.bind_heads([
+                &step_buffer(&gpu, pos, n_tokens),
+                &upload(&gpu, &qkv),
+                &upload(&gpu, &norms),
+                &upload(&gpu, &turns),
+                &q,
+                &kv,
+            ]);
+            let pipeline = kernels.heads(HeadStep { halves, norm });
+            let size = [n_heads as u32, n_tokens as u32];
+            let got_q: Vec<f32> = run(&gpu, &pipeline, &group, size, &q);
+            let got_kv: Vec<u16> = run(&gpu, &pipeline, &group, size, &kv);
+
+            let mut want_q = Vec::new();
+            let mut want_kv = vec![0.0; 2 * n_ctx * n_kv_head * head_dim];
+            for t in 0..n_tokens {
+                for head in 0..n_heads {
+                    let mut x = qkv[(t * n_heads + head) * head_dim..][..head_dim].to_vec();
+                    if head < n_head + n_kv_head {
+                        let weights = &norms[if head < n_head { 0 } else { head_dim }..];
+                        let mean_square = x.iter().map(|v| v * v).sum::<f32>() / head_dim as f32;
+                        for (v, w) in x.iter_mut().zip(weights).filter(|_| norm) {
+                            *v = *v / (mean_square + EPS).sqrt() * w;
+                        }
+                        for p in 0..pairs {
+                            let (i, j) = if halves {
+                                (p, p + pairs)
+                            } else {
+                                (2 * p, 2 * p + 1)
+                            };
+                            let turn = 2 * ((pos + t) * pairs + p);
+                            let (cos, sin, a, b) = (turns[turn], turns[turn + 1], x[i], x[j]);
+                            (x[i], x[j]) = (a * cos - b * sin, a * sin + b * cos);
+                        }
+                    }
+                    if head < n_head {
+                        want_q.extend(x);
+                    } else {
+                        let (half, kv_head) =
+                            ((head - n_head) / n_kv_head, (head - n_head) % n_kv_head);
+                        let at = ((half * n_ctx + pos + t) * n_kv_head + kv_head) * head_dim;
+                        want_kv[at..at + head_dim].copy_from_slice(&x);
+                    }
+                }
+            }
+            let what = format!("{n_head} heads of {head_dim}, halves {halves}, norm {norm}");
+            assert_close(&got_q, &want_q, 1e-5, &what);
+            let got_kv: Vec<f32> = got_kv
+                .into_iter()
+                .map(|h| f16::from_bits(h).to_f32())
+                .collect();
+            assert_close(&got_kv, &want_kv, 2e-3, &what);
         }
     }
 }

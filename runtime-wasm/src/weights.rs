@@ -54,6 +54,8 @@ impl Matrix {
 pub(crate) struct LayerWeights {
     /// One matrix when q, k and v are of one type, else three.
     pub(crate) qkv: Vec<usize>,
+    /// Weights of the norms of q's and k's heads, where the family has them. [2, D]
+    pub(crate) head_norms: Option<Buffer>,
     pub(crate) attn_out: usize,
     /// The MLP's inner projections: one matrix, or gate then up when their types differ.
     pub(crate) up: Vec<usize>,
@@ -243,7 +245,8 @@ struct Wanted<'a> {
     /// Rows of several tensors belong together in pairs.
     paired: bool,
     norm: Option<[Role; 2]>,
-    bias: Option<Role>,
+    /// Of the tensors in their order; a family may have none.
+    bias: &'a [Role],
     /// Outputs that one row of the result has.
     width: usize,
     /// The first of them that this matrix computes.
@@ -308,31 +311,33 @@ impl Planner<'_> {
             roles: &[],
             paired: false,
             norm: attn_norm,
-            bias: None,
+            bias: &[],
             width,
             first_out: 0,
         };
         let qkv = if self.entry(Role::AttnQkv, at).is_some() {
             vec![self.matrix(&Wanted {
                 roles: &[Role::AttnQkv],
-                bias: Some(Role::AttnQkvBias),
+                bias: &[Role::AttnQkvBias],
                 ..qkv
             })?]
         } else if self.one_type(&[Role::AttnQ, Role::AttnK, Role::AttnV], at)? {
             vec![self.matrix(&Wanted {
                 roles: &[Role::AttnQ, Role::AttnK, Role::AttnV],
+                bias: &[Role::AttnQBias, Role::AttnKBias, Role::AttnVBias],
                 ..qkv
             })?]
         } else {
             let (n_q, n_kv) = (n_head * head_dim, n_kv_head * head_dim);
             [
-                (Role::AttnQ, 0),
-                (Role::AttnK, n_q),
-                (Role::AttnV, n_q + n_kv),
+                (Role::AttnQ, Role::AttnQBias, 0),
+                (Role::AttnK, Role::AttnKBias, n_q),
+                (Role::AttnV, Role::AttnVBias, n_q + n_kv),
             ]
-            .map(|(role, first_out)| {
+            .map(|(role, bias, first_out)| {
                 self.matrix(&Wanted {
                     roles: &[role],
+                    bias: &[bias],
                     first_out,
                     ..qkv
                 })
@@ -346,20 +351,21 @@ impl Planner<'_> {
             roles,
             paired: false,
             norm: None,
-            bias: Some(bias),
+            bias,
             width: n_embd,
             first_out: 0,
         };
+        let head_norms = self.head_norms(layer)?;
         let attn_out = self.matrix(&plain(
             "attn_out",
             &[Role::AttnOutput],
-            Role::AttnOutputBias,
+            &[Role::AttnOutputBias],
         ))?;
         let up = Wanted {
             label: "up",
             norm: ffn_norm,
             width: n_ff,
-            ..plain("up", &[Role::FfnUp], Role::FfnUpBias)
+            ..plain("up", &[Role::FfnUp], &[Role::FfnUpBias])
         };
         let up = if self.entry(Role::FfnGate, at).is_none() {
             vec![self.matrix(&up)?]
@@ -367,26 +373,38 @@ impl Planner<'_> {
             vec![self.matrix(&Wanted {
                 roles: &[Role::FfnGate, Role::FfnUp],
                 paired: true,
-                bias: None,
+                bias: &[],
                 ..up
             })?]
         } else {
             vec![
                 self.matrix(&Wanted {
                     roles: &[Role::FfnGate],
-                    bias: None,
+                    bias: &[],
                     ..up
                 })?,
                 self.matrix(&up)?,
             ]
         };
-        let down = self.matrix(&plain("down", &[Role::FfnDown], Role::FfnDownBias))?;
+        let down = self.matrix(&plain("down", &[Role::FfnDown], &[Role::FfnDownBias]))?;
         Ok(LayerWeights {
             qkv,
+            head_norms,
             attn_out,
             up,
             down,
         })
+    }
+
+    fn head_norms(&mut self, layer: usize) -> Result<Option<Buffer>, RuntimeError> {
+        if !self.spec.qk_norm {
+            return Ok(None);
+        }
+        let d = self.spec.head_dim;
+        let buffer = self.gpu.storage("head norms", 4 * 2 * d as u64);
+        self.vector(Role::AttnQNorm, Some(layer), &buffer, 0)?;
+        self.vector(Role::AttnKNorm, Some(layer), &buffer, d)?;
+        Ok(Some(buffer))
     }
 
     fn embedding(&mut self) -> Result<usize, RuntimeError> {
@@ -396,7 +414,7 @@ impl Planner<'_> {
             roles: &[Role::TokenEmbd],
             paired: false,
             norm: None,
-            bias: None,
+            bias: &[],
             width: self.spec.n_embd,
             first_out: 0,
         })
@@ -410,7 +428,7 @@ impl Planner<'_> {
             roles: &[Role::Output],
             paired: false,
             norm: Some([Role::OutputNorm, Role::OutputNormBias]),
-            bias: None,
+            bias: &[],
             width: self.spec.vocab_size,
             first_out: 0,
         };
@@ -496,9 +514,8 @@ impl Planner<'_> {
         }
         let vectors = self.vectors(wanted)?;
         let norm = wanted.norm.map(|_| self.spec.norm);
-        let has_bias = wanted
-            .bias
-            .is_some_and(|role| self.entry(role, wanted.layer).is_some());
+        let mut biases = wanted.bias.iter();
+        let has_bias = biases.any(|&role| self.entry(role, wanted.layer).is_some());
         self.matrices.push(Matrix {
             dtype,
             n_cols,
@@ -557,11 +574,12 @@ impl Planner<'_> {
         for (i, &role) in roles.iter().enumerate() {
             self.vector(role, wanted.layer, &buffer, i * self.spec.n_embd)?;
         }
-        if let Some(role) = wanted
-            .bias
-            .filter(|&role| self.entry(role, wanted.layer).is_some())
-        {
-            self.vector(role, wanted.layer, &buffer, n_norm + wanted.first_out)?;
+        let mut at = n_norm + wanted.first_out;
+        for &role in wanted.bias {
+            if let Some(len) = self.entry(role, wanted.layer).map(|entry| entry.shape[0]) {
+                self.vector(role, wanted.layer, &buffer, at)?;
+                at += len;
+            }
         }
         Ok(buffer)
     }

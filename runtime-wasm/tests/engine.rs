@@ -1,4 +1,4 @@
-//! The WebGPU engine on lavapipe against the CPU engine: tiny random models of both families in every element type.
+//! The WebGPU engine on lavapipe against the CPU engine: tiny random models of all families in every element type.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -82,5 +82,23 @@ fn llama_in_every_type_agrees_with_the_cpu() {
     for dtype in DType::ALL {
         let gguf = Gguf::parse(Bytes::from(tiny_model(Family::Llama, dtype, 7))).unwrap();
         agrees(&gpu, &gguf, &format!("Llama in {dtype:?}"));
+    }
+}
+
+#[test]
+fn qwen2_in_every_type_agrees_with_the_cpu() {
+    let gpu = gpu();
+    for dtype in DType::ALL {
+        let gguf = Gguf::parse(Bytes::from(tiny_model(Family::Qwen2, dtype, 7))).unwrap();
+        agrees(&gpu, &gguf, &format!("Qwen 2 in {dtype:?}"));
+    }
+}
+
+#[test]
+fn qwen3_in_every_type_agrees_with_the_cpu() {
+    let gpu = gpu();
+    for dtype in DType::ALL {
+        let gguf = Gguf::parse(Bytes::from(tiny_model(Family::Qwen3, dtype, 7))).unwrap();
+        agrees(&gpu, &gguf, &format!("Qwen 3 in {dtype:?}"));
     }
 }

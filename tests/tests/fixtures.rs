@@ -17,7 +17,7 @@ use fledgling_core::{
     cpu::{CpuEngine, CpuOptions, Isa, KvDType},
     gguf::{Gguf, Layout, TensorDecl},
     quant::{DType, quantize},
-    spec::{ModelSpec, tensor_table},
+    spec::{ModelSpec, ROPE_FREQS, tensor_table},
 };
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -29,7 +29,7 @@ const ADAMW: AdamWConfig = AdamWConfig {
     eps: 1e-8,
     weight_decay: 0.1,
 };
-const STEPS: usize = 3;
+const STEPS: usize = 10;
 const RANK: usize = 4;
 const ALPHA: f64 = 8.0;
 const IGNORE: i32 = -100;
@@ -265,7 +265,7 @@ fn check_burn_dense(name: &str) -> Result<()> {
         1e-5,
     );
     let gradients = by_burn_name(&fixture, &fixture.expected, "grad.")?;
-    let after = by_burn_name(&fixture, &fixture.expected, "step3.")?;
+    let after = by_burn_name(&fixture, &fixture.expected, "step10.")?;
     check_training(&fixture, model, &fixture.expected, &gradients, &after);
     Ok(())
 }
@@ -282,7 +282,7 @@ fn check_burn_lora(name: &str) -> Result<()> {
         1e-5,
     );
     let gradients = lora_by_burn_name(&fixture, "grad.")?;
-    let after = lora_by_burn_name(&fixture, "step3.")?;
+    let after = lora_by_burn_name(&fixture, "step10.")?;
     check_training(&fixture, model, &fixture.peft, &gradients, &after);
     Ok(())
 }
@@ -295,16 +295,26 @@ fn gguf_of(fixture: &Fixture) -> Result<Gguf> {
         dtype: DType::F32,
         shape: entry.shape.clone(),
     };
-    let layout = Layout::new(fixture.spec.to_metadata(), table.iter().map(decl))?;
+    let freqs = fixture.spec.rope_freqs_tensor();
+    let freqs_decl = freqs.map(|freqs| TensorDecl {
+        name: ROPE_FREQS.to_owned(),
+        dtype: DType::F32,
+        shape: vec![freqs.len()],
+    });
+    let decls = table.iter().map(decl).chain(freqs_decl);
+    let layout = Layout::new(fixture.spec.to_metadata(), decls)?;
     let mut writer = layout.write_to(Vec::new())?;
-    for entry in &table {
+    let f32_bytes = |values: &[f32]| {
         let mut bytes = Vec::new();
-        quantize(
-            DType::F32,
-            &entry.to_gguf_layout(fixture.weights[&entry.hf].clone()),
-            &mut bytes,
-        );
-        writer.write_tensor(&entry.gguf, &bytes)?;
+        quantize(DType::F32, values, &mut bytes);
+        bytes
+    };
+    for entry in &table {
+        let values = entry.to_gguf_layout(fixture.weights[&entry.hf].clone());
+        writer.write_tensor(&entry.gguf, &f32_bytes(&values))?;
+    }
+    if let Some(freqs) = freqs {
+        writer.write_tensor(ROPE_FREQS, &f32_bytes(freqs))?;
     }
     Ok(Gguf::parse(writer.finish()?.into())?)
 }
@@ -341,10 +351,19 @@ for_each_model! {
     scalar_gpt2: check_scalar("gpt2");
     scalar_llama: check_scalar("llama");
     scalar_llama_tied: check_scalar("llama-tied");
+    scalar_llama3_scaled: check_scalar("llama3-scaled");
+    scalar_qwen2: check_scalar("qwen2");
+    scalar_qwen3: check_scalar("qwen3");
     burn_gpt2: check_burn_dense("gpt2");
     burn_llama: check_burn_dense("llama");
     burn_llama_tied: check_burn_dense("llama-tied");
+    burn_llama3_scaled: check_burn_dense("llama3-scaled");
+    burn_qwen2: check_burn_dense("qwen2");
+    burn_qwen3: check_burn_dense("qwen3");
     burn_gpt2_lora: check_burn_lora("gpt2");
     burn_llama_lora: check_burn_lora("llama");
     burn_llama_tied_lora: check_burn_lora("llama-tied");
+    burn_llama3_scaled_lora: check_burn_lora("llama3-scaled");
+    burn_qwen2_lora: check_burn_lora("qwen2");
+    burn_qwen3_lora: check_burn_lora("qwen3");
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fledgling_core::{
     gguf::Metadata,
     quant::{self, DType},
-    spec::{Family, Mlp, ModelSpec, Norm, Position, TensorEntry},
+    spec::{Family, ModelSpec, Position, TensorEntry},
     tokenizer::Tokenizer,
 };
 use fledgling_data::encode::read_tokenizer;
@@ -86,8 +86,9 @@ fn read_json(path: &Path) -> Result<Json> {
 /// When the tokenizer is missing or of a kind that we do not run.
 pub fn tokenizer_to_gguf(path: &Path, target: &Path) -> Result<()> {
     let (tokenizer, template) = read_tokenizer(path)?;
+    let family = Family::Gpt2;
     let spec = ModelSpec {
-        family: Family::Gpt2,
+        family,
         n_layer: 1,
         n_head: 1,
         n_kv_head: 1,
@@ -96,11 +97,12 @@ pub fn tokenizer_to_gguf(path: &Path, target: &Path) -> Result<()> {
         n_ff: 2,
         n_ctx: 1,
         vocab_size: tokenizer.vocab_size(),
-        norm: Norm::LayerNorm,
+        norm: family.norm(),
         norm_eps: 1e-5,
         position: Position::Learned,
-        mlp: Mlp::Gelu,
-        bias: true,
+        mlp: family.mlp(),
+        bias: family.bias(),
+        qk_norm: false,
         tied_embedding: true,
     };
     let mut metadata = spec.to_metadata();

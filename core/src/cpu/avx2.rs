@@ -39,6 +39,7 @@ static KERNELS: Kernels = Kernels {
     rms_norm,
     layer_norm,
     rope: scalar::rope,
+    rope_halves: scalar::rope_halves,
     silu_mul,
     gelu,
     add: scalar::add,

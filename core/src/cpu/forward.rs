@@ -8,9 +8,9 @@ use super::{
     math::rope_row,
     pool::{Columns, Pool},
     session::Session,
-    weights::{Linear, NormWeights, Weights},
+    weights::{Layer, Linear, NormWeights, Weights},
 };
-use crate::spec::{Mlp, ModelSpec, Norm, Position};
+use crate::spec::{Mlp, ModelSpec, Norm, Pairing, Position};
 use std::ops::Range;
 
 /// Rows of a matrix that a piece of work is a multiple of: the widest step of any instruction set.
@@ -66,6 +66,7 @@ impl Runner {
         for (l, layer) in weights.layers.iter().enumerate() {
             ops.norm(spec, &layer.attn_norm, x, input); // input [T, C]
             ops.linear(&layer.qkv, input, y); // y [T, (H + 2K) D]
+            ops.norm_heads(spec, layer, y);
             ops.rotate(spec, past, y);
             cache(spec, l, y, session);
             ops.attend(spec, l, y, session, input); // input [T, H D]
@@ -190,19 +191,46 @@ impl Ops {
         });
     }
 
-    /// Rotates the queries and keys of each token by its position. [T, (H + 2K) D]
-    fn rotate(&mut self, spec: &ModelSpec, past: usize, qkv: &mut [f32]) {
-        let Position::Rope { dim, .. } = spec.position else {
+    /// Normalises each head of the queries and keys, where the family does. [T, (H + 2K) D]
+    fn norm_heads(&mut self, spec: &ModelSpec, layer: &Layer, qkv: &mut [f32]) {
+        let (Some(q_norm), Some(k_norm)) = (&layer.q_norm, &layer.k_norm) else {
             return;
         };
-        let (kernels, rotations, n_pairs) = (self.kernels, &self.rotations, dim / 2);
+        let (kernels, d) = (self.kernels, spec.head_dim);
+        self.pool.for_chunks_with(
+            qkv,
+            qkv_width(spec),
+            &mut self.scratch,
+            |_, row, scratch| {
+                let weights = std::iter::repeat_n(q_norm, spec.n_head)
+                    .chain(std::iter::repeat_n(k_norm, spec.n_kv_head));
+                for (head, norm) in row.chunks_exact_mut(d).zip(weights) {
+                    scratch.head.clear();
+                    scratch.head.extend_from_slice(head);
+                    (kernels.rms_norm)(&scratch.head, &norm.weight, spec.norm_eps, head); // [D]
+                }
+            },
+        );
+        self.check(qkv, || format!("{}, {}", q_norm.name, k_norm.name));
+    }
+
+    /// Rotates the queries and keys of each token by its position. [T, (H + 2K) D]
+    fn rotate(&mut self, spec: &ModelSpec, past: usize, qkv: &mut [f32]) {
+        let Position::Rope { dim, pairing, .. } = spec.position else {
+            return;
+        };
+        let (rotations, n_pairs) = (&self.rotations, dim / 2);
+        let rope = match pairing {
+            Pairing::Neighbours => self.kernels.rope,
+            Pairing::Halves => self.kernels.rope_halves,
+        };
         self.pool.for_chunks(qkv, qkv_width(spec), |t, row| {
             let rotations = &rotations[(past + t) * n_pairs..][..n_pairs];
             for head in row
                 .chunks_exact_mut(spec.head_dim)
                 .take(spec.n_head + spec.n_kv_head)
             {
-                (kernels.rope)(&mut head[..dim], rotations); // [D]
+                rope(&mut head[..dim], rotations); // [D]
             }
         });
     }

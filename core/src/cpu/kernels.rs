@@ -38,6 +38,8 @@ pub(crate) struct Kernels {
     pub(crate) layer_norm: LayerNorm,
     /// Rotates neighbours of one head in place. [dim] by [dim / 2]
     pub(crate) rope: fn(x: &mut [f32], rotations: &[(f32, f32)]),
+    /// Rotates element i with i + dim / 2 of one head in place. [dim] by [dim / 2]
+    pub(crate) rope_halves: fn(x: &mut [f32], rotations: &[(f32, f32)]),
     /// `out = silu(gate) * up`. [F], [F] -> [F]
     pub(crate) silu_mul: fn(gate: &[f32], up: &[f32], out: &mut [f32]),
     /// `out = gelu(x)`. [F] -> [F]
@@ -88,6 +90,8 @@ impl KvDType {
 pub(crate) struct Scratch {
     /// Attention scores. [n]
     pub(crate) scores: Vec<f32>,
+    /// A head before its norm. [D]
+    pub(crate) head: Vec<f32>,
     /// Unpacked weights of a group of rows, in the order that an instruction set likes. [K, rows]
     pub(crate) tile: Vec<i16>,
     /// Their scales. [K / 32, rows]

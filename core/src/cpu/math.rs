@@ -85,6 +85,7 @@ pub fn rope_row(position: &Position, pos: usize, out: &mut Vec<(f32, f32)>) {
         base,
         dim,
         freq_factors,
+        ..
     } = position
     else {
         return;
@@ -169,6 +170,7 @@ mod tests {
         let position = Position::Rope {
             base: 10_000.0,
             dim: 4,
+            pairing: crate::spec::Pairing::Neighbours,
             freq_factors: vec![1.0, 2.0],
         };
         let mut row = Vec::new();

@@ -18,6 +18,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     rms_norm,
     layer_norm,
     rope,
+    rope_halves,
     silu_mul,
     gelu,
     add,
@@ -129,6 +130,13 @@ pub(crate) fn rope(x: &mut [f32], rotations: &[(f32, f32)]) {
     for (pair, &(cos, sin)) in x.as_chunks_mut::<2>().0.iter_mut().zip(rotations) {
         let [a, b] = *pair;
         *pair = [a * cos - b * sin, a * sin + b * cos];
+    }
+}
+
+pub(crate) fn rope_halves(x: &mut [f32], rotations: &[(f32, f32)]) {
+    let (low, high) = x.split_at_mut(x.len() / 2);
+    for ((a, b), &(cos, sin)) in low.iter_mut().zip(high).zip(rotations) {
+        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
     }
 }
 

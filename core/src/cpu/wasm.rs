@@ -32,6 +32,7 @@ pub(crate) static KERNELS: Kernels = Kernels {
     rms_norm,
     layer_norm,
     rope: scalar::rope,
+    rope_halves: scalar::rope_halves,
     silu_mul,
     gelu,
     add: scalar::add,

@@ -83,6 +83,10 @@ pub(crate) struct Layer {
     pub(crate) attn_norm: NormWeights,
     /// q, k and v stacked. [(H + 2K) D, C]
     pub(crate) qkv: Linear,
+    /// Of each head. [D]
+    pub(crate) q_norm: Option<NormWeights>,
+    /// Of each head. [D]
+    pub(crate) k_norm: Option<NormWeights>,
     /// [C, H D]
     pub(crate) attn_output: Linear,
     pub(crate) ffn_norm: NormWeights,
@@ -147,9 +151,9 @@ impl Binder<'_> {
             &[(Role::AttnQkv, Some(Role::AttnQkvBias))]
         } else {
             &[
-                (Role::AttnQ, None),
-                (Role::AttnK, None),
-                (Role::AttnV, None),
+                (Role::AttnQ, Some(Role::AttnQBias)),
+                (Role::AttnK, Some(Role::AttnKBias)),
+                (Role::AttnV, Some(Role::AttnVBias)),
             ]
         };
         let up = (Role::FfnUp, Some(Role::FfnUpBias));
@@ -160,6 +164,8 @@ impl Binder<'_> {
         Ok(Layer {
             attn_norm: self.norm(layer, Role::AttnNorm, Role::AttnNormBias)?,
             qkv: self.linear(layer, qkv)?,
+            q_norm: self.optional_norm(layer, Role::AttnQNorm)?,
+            k_norm: self.optional_norm(layer, Role::AttnKNorm)?,
             attn_output: self.linear(layer, &[(Role::AttnOutput, Some(Role::AttnOutputBias))])?,
             ffn_norm: self.norm(layer, Role::FfnNorm, Role::FfnNormBias)?,
             ffn_up: self.linear(layer, ffn_up)?,
@@ -217,6 +223,22 @@ impl Binder<'_> {
             weight: self.vector(layer, weight)?,
             bias: self.vector(layer, bias)?,
         })
+    }
+
+    /// An RMSNorm that not every family has.
+    fn optional_norm(
+        &self,
+        layer: Option<usize>,
+        weight: Role,
+    ) -> Result<Option<NormWeights>, EngineError> {
+        let Some(entry) = self.entries.get(&(layer, weight)) else {
+            return Ok(None);
+        };
+        Ok(Some(NormWeights {
+            name: entry.gguf.clone(),
+            weight: self.gguf.tensor_f32(&entry.gguf)?,
+            bias: Vec::new(),
+        }))
     }
 
     fn linear(

@@ -7,7 +7,7 @@ use crate::quant::DType;
 #[non_exhaustive]
 pub enum SpecError {
     /// A family we do not know.
-    #[error("unknown architecture `{0}`; this build runs `gpt2` and `llama`")]
+    #[error("unknown architecture `{0}`; this build runs `gpt2`, `llama`, `qwen2` and `qwen3`")]
     UnknownArchitecture(String),
     /// A key that must be there is not, or holds something else than a number or text as it should.
     #[error("`{key}` is missing, or is not {expected}")]

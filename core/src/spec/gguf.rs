@@ -1,6 +1,6 @@
 //! The spec in GGUF metadata (key names: ggml's `docs/gguf.md` and llama.cpp's `llama-arch.cpp`).
 
-use super::{Family, Mlp, ModelSpec, Norm, Position, SpecError};
+use super::{Bias, Family, Mlp, ModelSpec, Norm, Pairing, Position, SpecError};
 use crate::gguf::{Gguf, Header, Metadata};
 
 /// The tensor that holds Llama 3's divisors of the rotary frequencies. It is no weight and not in the table.
@@ -15,6 +15,8 @@ impl Family {
         match self {
             Self::Gpt2 => "gpt2",
             Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
         }
     }
 }
@@ -56,6 +58,7 @@ impl ModelSpec {
             position: keys.position(family, head_dim, header)?,
             mlp: family.mlp(),
             bias: family.bias(),
+            qk_norm: family.qk_norm(),
             tied_embedding: header.tensor("output.weight").is_none(),
         };
         keys.refuse_variants(head_dim)?;
@@ -160,15 +163,11 @@ impl ModelSpec {
 
 fn family(metadata: &Metadata) -> Result<Family, SpecError> {
     let key = "general.architecture";
-    match metadata.str(key) {
-        Some("gpt2") => Ok(Family::Gpt2),
-        Some("llama") => Ok(Family::Llama),
-        Some(other) => Err(SpecError::UnknownArchitecture(other.to_owned())),
-        None => Err(SpecError::MissingKey {
-            key: key.to_owned(),
-            expected: "a string",
-        }),
-    }
+    let name = metadata.str(key).ok_or_else(|| SpecError::MissingKey {
+        key: key.to_owned(),
+        expected: "a string",
+    })?;
+    Family::of_name(name).ok_or_else(|| SpecError::UnknownArchitecture(name.to_owned()))
 }
 
 fn vocab_size(header: &Header) -> Result<usize, SpecError> {
@@ -189,25 +188,48 @@ fn vocab_size(header: &Header) -> Result<usize, SpecError> {
 
 /// The rows of the table of families.
 impl Family {
-    pub(super) fn norm(self) -> Norm {
+    /// The family of a `general.architecture`; `config.json` has the same names as `model_type`.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|family| family.name() == name)
+    }
+    /// Normalisation.
+    pub fn norm(self) -> Norm {
         match self {
             Self::Gpt2 => Norm::LayerNorm,
-            Self::Llama => Norm::RmsNorm,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 => Norm::RmsNorm,
         }
     }
-    pub(super) fn mlp(self) -> Mlp {
+    /// MLP.
+    pub fn mlp(self) -> Mlp {
         match self {
             Self::Gpt2 => Mlp::Gelu,
-            Self::Llama => Mlp::SwiGlu,
+            Self::Llama | Self::Qwen2 | Self::Qwen3 => Mlp::SwiGlu,
         }
     }
-    pub(super) fn bias(self) -> bool {
-        self == Self::Gpt2
+    /// Biases.
+    pub fn bias(self) -> Bias {
+        match self {
+            Self::Gpt2 => Bias::All,
+            Self::Qwen2 => Bias::Qkv,
+            Self::Llama | Self::Qwen3 => Bias::None,
+        }
+    }
+    /// Whether heads of q and k are normalised.
+    pub fn qk_norm(self) -> bool {
+        self == Self::Qwen3
+    }
+    /// What RoPE turns together; `None` where positions are learned.
+    pub fn pairing(self) -> Option<Pairing> {
+        match self {
+            Self::Gpt2 => None,
+            Self::Llama => Some(Pairing::Neighbours),
+            Self::Qwen2 | Self::Qwen3 => Some(Pairing::Halves),
+        }
     }
     fn norm_eps_key(self) -> &'static str {
-        match self {
-            Self::Gpt2 => "attention.layer_norm_epsilon",
-            Self::Llama => "attention.layer_norm_rms_epsilon",
+        match self.norm() {
+            Norm::LayerNorm => "attention.layer_norm_epsilon",
+            Norm::RmsNorm => "attention.layer_norm_rms_epsilon",
         }
     }
 }
@@ -268,9 +290,9 @@ impl Keys<'_> {
         head_dim: usize,
         header: &Header,
     ) -> Result<Position, SpecError> {
-        if family == Family::Gpt2 {
+        let Some(pairing) = family.pairing() else {
             return Ok(Position::Learned);
-        }
+        };
         let base = self
             .optional_float("rope.freq_base")?
             .unwrap_or(DEFAULT_ROPE_BASE) as f32;
@@ -307,6 +329,7 @@ impl Keys<'_> {
         Ok(Position::Rope {
             base,
             dim,
+            pairing,
             freq_factors,
         })
     }

@@ -1,9 +1,10 @@
-//! The spec in a Hugging Face `config.json` (transformers' `GPT2Config` and `LlamaConfig`).
+//! The spec in a Hugging Face `config.json` (transformers' `GPT2Config`, `LlamaConfig`, `Qwen2Config` and
+//! `Qwen3Config`).
 //!
 //! Rotary settings are read in both forms: `rope_theta` and `rope_scaling` of transformers 4, and `rope_parameters`
 //! of transformers 5.
 
-use super::{Family, ModelSpec, Position, SpecError};
+use super::{Family, ModelSpec, Pairing, Position, SpecError};
 use serde_json::{Map, Value, json};
 use std::f64::consts::TAU;
 
@@ -15,11 +16,11 @@ impl ModelSpec {
     pub fn from_hf_config(config: &Value) -> Result<Self, SpecError> {
         let model_type = config.get("model_type").and_then(Value::as_str);
         let config = Config(config);
-        let spec = match model_type {
-            Some("gpt2") => gpt2(&config)?,
-            Some("llama") => llama(&config)?,
-            Some(other) => return Err(SpecError::UnknownArchitecture(other.to_owned())),
-            None => return Err(missing("model_type", "a string")),
+        let name = model_type.ok_or_else(|| missing("model_type", "a string"))?;
+        let spec = match Family::of_name(name) {
+            Some(Family::Gpt2) => gpt2(&config)?,
+            Some(family) => llama(&config, family)?,
+            None => return Err(SpecError::UnknownArchitecture(name.to_owned())),
         };
         spec.validate()?;
         Ok(spec)
@@ -29,8 +30,8 @@ impl ModelSpec {
     pub fn to_hf_config(&self) -> Value {
         match self.family {
             Family::Gpt2 => json!({
-                "architectures": ["GPT2LMHeadModel"],
-                "model_type": "gpt2",
+                "architectures": [self.family.hf_class()],
+                "model_type": self.family.name(),
                 "n_layer": self.n_layer,
                 "n_head": self.n_head,
                 "n_embd": self.n_embd,
@@ -42,11 +43,11 @@ impl ModelSpec {
                 "activation_function": "gelu_new",
                 "tie_word_embeddings": self.tied_embedding,
             }),
-            Family::Llama => {
+            Family::Llama | Family::Qwen2 | Family::Qwen3 => {
                 let (rope_theta, rope_scaling) = self.rope_json();
-                json!({
-                    "architectures": ["LlamaForCausalLM"],
-                    "model_type": "llama",
+                let mut config = json!({
+                    "architectures": [self.family.hf_class()],
+                    "model_type": self.family.name(),
                     "num_hidden_layers": self.n_layer,
                     "num_attention_heads": self.n_head,
                     "num_key_value_heads": self.n_kv_head,
@@ -57,18 +58,26 @@ impl ModelSpec {
                     "vocab_size": self.vocab_size,
                     "rms_norm_eps": short(self.norm_eps),
                     "hidden_act": "silu",
-                    "attention_bias": false,
-                    "mlp_bias": false,
                     "rope_theta": rope_theta,
                     "rope_scaling": rope_scaling,
                     "tie_word_embeddings": self.tied_embedding,
-                })
+                });
+                let constants: &[_] = match self.family {
+                    Family::Qwen2 => &["use_sliding_window"],
+                    Family::Qwen3 => &["use_sliding_window", "attention_bias"],
+                    _ => &["attention_bias", "mlp_bias"],
+                };
+                for key in constants {
+                    config[key] = false.into();
+                }
+                config
             }
         }
     }
 
-    /// `rope_theta` and `rope_scaling`. Divisors that differ are written as `longrope`, the one type of transformers
-    /// that takes them as a list; with an attention factor of 1 it computes just that.
+    /// `rope_theta` and `rope_scaling`. Divisors that differ are written as the `llama3` that makes them, or else as
+    /// `longrope`, the one type of transformers that takes them as a list; with an attention factor of 1 it computes just
+    /// that.
     fn rope_json(&self) -> (Value, Value) {
         let Position::Rope {
             base, freq_factors, ..
@@ -78,20 +87,58 @@ impl ModelSpec {
         };
         let scaling = match (self.rope_freqs_tensor(), freq_factors.first()) {
             (Some(factors), _) => {
-                let factors: Vec<f64> = factors.iter().map(|x| short(*x)).collect();
-                json!({
-                    "rope_type": "longrope",
-                    "short_factor": factors,
-                    "long_factor": factors,
-                    "factor": 1.0,
-                    "attention_factor": 1.0,
-                    "original_max_position_embeddings": self.n_ctx,
-                })
+                llama3_json(*base, factors).unwrap_or_else(|| listed_json(factors, self.n_ctx))
             }
             (None, Some(factor)) => json!({ "rope_type": "linear", "factor": short(*factor) }),
             (None, None) => Value::Null,
         };
         (short(*base).into(), scaling)
+    }
+}
+
+/// The `rope_scaling` of type `llama3` that makes these divisors: with the bounds that all of Llama 3 has, and an old context
+/// of a power of two.
+fn llama3_json(base: f32, factors: &[f32]) -> Option<Value> {
+    let factor = factors.iter().copied().fold(1.0, f32::max);
+    (3..24)
+        .map(|exponent| 1_u32 << exponent)
+        .find_map(|old_ctx| {
+            let scaling = json!({
+                "rope_type": "llama3",
+                "factor": short(factor),
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": old_ctx,
+            });
+            let made = Config(&scaling)
+                .llama3_factors(base.into(), 2 * factors.len())
+                .ok()?;
+            let close = |(made, given): (&f32, &f32)| (made - given).abs() <= 1e-5 * given;
+            made.iter().zip(factors).all(close).then_some(scaling)
+        })
+}
+
+fn listed_json(factors: &[f32], n_ctx: usize) -> Value {
+    let factors: Vec<f64> = factors.iter().map(|x| short(*x)).collect();
+    json!({
+        "rope_type": "longrope",
+        "short_factor": factors,
+        "long_factor": factors,
+        "factor": 1.0,
+        "attention_factor": 1.0,
+        "original_max_position_embeddings": n_ctx,
+    })
+}
+
+impl Family {
+    /// The class of transformers.
+    fn hf_class(self) -> &'static str {
+        match self {
+            Self::Gpt2 => "GPT2LMHeadModel",
+            Self::Llama => "LlamaForCausalLM",
+            Self::Qwen2 => "Qwen2ForCausalLM",
+            Self::Qwen3 => "Qwen3ForCausalLM",
+        }
     }
 }
 
@@ -128,20 +175,26 @@ fn gpt2(config: &Config) -> Result<ModelSpec, SpecError> {
         position: Position::Learned,
         mlp: family.mlp(),
         bias: family.bias(),
+        qk_norm: family.qk_norm(),
         tied_embedding: config.optional_bool("tie_word_embeddings")?.unwrap_or(true),
     })
 }
 
-fn llama(config: &Config) -> Result<ModelSpec, SpecError> {
-    let family = Family::Llama;
+/// Llama, and the families that differ from it in a few places.
+fn llama(config: &Config, family: Family) -> Result<ModelSpec, SpecError> {
     let (n_head, n_embd) = (
         config.count("num_attention_heads")?,
         config.count("hidden_size")?,
     );
-    let head_dim = config
-        .optional_count("head_dim")?
-        .unwrap_or(n_embd / n_head.max(1));
+    let head_dim = match (config.optional_count("head_dim")?, family) {
+        (Some(head_dim), _) => head_dim,
+        // The default of Qwen3Config, whatever the width.
+        (None, Family::Qwen3) => 128,
+        (None, _) => n_embd / n_head.max(1),
+    };
     let n_ctx = config.count("max_position_embeddings")?;
+    config.must_be_bool("use_sliding_window", false)?;
+    config.must_be_full_attention()?;
     config.must_be("hidden_act", "silu", &["silu", "swish"])?;
     config.must_be_bool("attention_bias", false)?;
     config.must_be_bool("mlp_bias", false)?;
@@ -159,9 +212,10 @@ fn llama(config: &Config) -> Result<ModelSpec, SpecError> {
         vocab_size: config.count("vocab_size")?,
         norm: family.norm(),
         norm_eps: config.optional_float("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-        position: config.rope(head_dim, n_ctx)?,
+        position: config.rope(family, head_dim, n_ctx)?,
         mlp: family.mlp(),
         bias: family.bias(),
+        qk_norm: family.qk_norm(),
         tied_embedding: config
             .optional_bool("tie_word_embeddings")?
             .unwrap_or(false),
@@ -255,7 +309,24 @@ impl<'a> Config<'a> {
         }
     }
 
-    fn rope(&self, head_dim: usize, n_ctx: usize) -> Result<Position, SpecError> {
+    /// That no layer looks at a window only.
+    fn must_be_full_attention(&self) -> Result<(), SpecError> {
+        let Some(types) = self.get("layer_types") else {
+            return Ok(());
+        };
+        let types = types
+            .as_array()
+            .ok_or_else(|| missing("layer_types", "a list"))?;
+        match types
+            .iter()
+            .find(|kind| kind.as_str() != Some("full_attention"))
+        {
+            Some(other) => Err(unsupported("layer_types", other)),
+            None => Ok(()),
+        }
+    }
+
+    fn rope(&self, family: Family, head_dim: usize, n_ctx: usize) -> Result<Position, SpecError> {
         let empty = Value::Object(Map::new());
         let new_form = Config(self.get("rope_parameters").unwrap_or(&empty));
         let scaling = Config(
@@ -280,6 +351,7 @@ impl<'a> Config<'a> {
         Ok(Position::Rope {
             base: base as f32,
             dim: head_dim,
+            pairing: family.pairing().unwrap_or(Pairing::Neighbours),
             freq_factors,
         })
     }
@@ -300,7 +372,13 @@ impl<'a> Config<'a> {
             },
             "llama3" => self.llama3_factors(base, dim),
             "longrope" => self.listed_factors(dim, n_ctx),
-            other => Err(unsupported("rope_scaling.rope_type", &other)),
+            other => Err(unsupported(
+                "rope_scaling.rope_type",
+                &format!(
+                    "{other} (default, linear and llama3 are; take `rope_scaling` out of config.json to run the model within \
+                     the context that it was first trained for)"
+                ),
+            )),
         }
     }
 

@@ -31,6 +31,15 @@ pub enum Family {
     Gpt2,
     /// Llama: RMSNorm, RoPE, SwiGLU, grouped-query heads.
     Llama,
+    /// Qwen 2 and 2.5: Llama with biases of q, k and v.
+    Qwen2,
+    /// Qwen 3: Llama with an RMSNorm of each head of q and k.
+    Qwen3,
+}
+
+impl Family {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Gpt2, Self::Llama, Self::Qwen2, Self::Qwen3];
 }
 
 /// Normalisation before attention, before the MLP, and before the output.
@@ -54,6 +63,8 @@ pub enum Position {
         base: f32,
         /// Rotated dimensions of a head (`head_dim` for Llama).
         dim: usize,
+        /// Which two elements of a head turn together.
+        pairing: Pairing,
         /// Divisor for each frequency (Llama 3's `rope_freqs.weight`, or a constant for linear scaling); empty means 1.
         /// [dim / 2]
         ///
@@ -61,6 +72,26 @@ pub enum Position {
         /// [`ModelSpec::set_rope_freqs`].
         freq_factors: Vec<f32>,
     },
+}
+
+/// Which two elements of a head RoPE turns together, in the order that a GGUF file keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pairing {
+    /// 2i and 2i + 1: Llama, whose q and k rows are reordered on the way from Hugging Face's files.
+    Neighbours,
+    /// i and i + dim / 2, which llama.cpp calls NeoX: Qwen, whose rows stay as Hugging Face has them.
+    Halves,
+}
+
+/// Which linear layers have biases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bias {
+    /// None.
+    None,
+    /// The projections to q, k and v.
+    Qkv,
+    /// All but the output matrix.
+    All,
 }
 
 /// The MLP's activation.
@@ -101,8 +132,20 @@ pub struct ModelSpec {
     pub position: Position,
     /// MLP.
     pub mlp: Mlp,
-    /// Whether the linear layers have biases.
-    pub bias: bool,
+    /// Biases of the linear layers.
+    pub bias: Bias,
+    /// Whether each head of q and k is normalised (RMSNorm, one weight for all heads) before it is rotated.
+    pub qk_norm: bool,
     /// Whether the output matrix is the token embedding.
     pub tied_embedding: bool,
+}
+
+impl ModelSpec {
+    /// Weights of the model; a tied embedding counts once.
+    pub fn n_parameters(&self) -> u64 {
+        tensor_table(self)
+            .iter()
+            .map(|entry| entry.shape.iter().map(|&n| n as u64).product::<u64>())
+            .sum()
+    }
 }

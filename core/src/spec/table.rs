@@ -17,8 +17,15 @@ pub enum Role {
     AttnQkv,
     AttnQkvBias,
     AttnQ,
+    AttnQBias,
     AttnK,
+    AttnKBias,
     AttnV,
+    AttnVBias,
+    /// Norm of each head of q. [D]
+    AttnQNorm,
+    /// Norm of each head of k. [D]
+    AttnKNorm,
     AttnOutput,
     AttnOutputBias,
     FfnNorm,
@@ -73,6 +80,8 @@ pub fn tensor_table(spec: &ModelSpec) -> Vec<TensorEntry> {
     let (before, block, after) = match spec.family {
         Family::Gpt2 => (GPT2_BEFORE, GPT2_BLOCK, GPT2_AFTER),
         Family::Llama => (LLAMA_BEFORE, LLAMA_BLOCK, LLAMA_AFTER),
+        Family::Qwen2 => (LLAMA_BEFORE, QWEN2_BLOCK, LLAMA_AFTER),
+        Family::Qwen3 => (LLAMA_BEFORE, QWEN3_BLOCK, LLAMA_AFTER),
     };
     let mut table: Vec<_> = before.iter().map(|row| row.entry(spec, None)).collect();
     for layer in 0..spec.n_layer {
@@ -102,6 +111,12 @@ enum Shape {
     Ff,
     /// [3C]
     Qkv,
+    /// [H * D]
+    Heads,
+    /// [kv heads * D]
+    KvHeads,
+    /// [D]
+    HeadDim,
     /// [V, C]
     VocabEmbd,
     /// `[n_ctx, C]`
@@ -155,6 +170,9 @@ impl Shape {
             Self::Embd => vec![c],
             Self::Ff => vec![ff],
             Self::Qkv => vec![3 * c],
+            Self::Heads => vec![heads],
+            Self::KvHeads => vec![spec.n_kv_head * spec.head_dim],
+            Self::HeadDim => vec![spec.head_dim],
             Self::VocabEmbd => vec![spec.vocab_size, c],
             Self::CtxEmbd => vec![spec.n_ctx, c],
             Self::QkvEmbd => vec![3 * c, c],
@@ -279,6 +297,37 @@ const LLAMA_BLOCK: &[Row] = &[
     row(Role::AttnNorm, "blk.{}.attn_norm.weight", "model.layers.{}.input_layernorm.weight", Shape::Embd, Layout::Same),
     row(Role::AttnQ, "blk.{}.attn_q.weight", "model.layers.{}.self_attn.q_proj.weight", Shape::HeadsEmbd, Layout::RopeQ),
     row(Role::AttnK, "blk.{}.attn_k.weight", "model.layers.{}.self_attn.k_proj.weight", Shape::KvHeadsEmbd, Layout::RopeK),
+    row(Role::AttnV, "blk.{}.attn_v.weight", "model.layers.{}.self_attn.v_proj.weight", Shape::KvHeadsEmbd, Layout::Same),
+    row(Role::AttnOutput, "blk.{}.attn_output.weight", "model.layers.{}.self_attn.o_proj.weight", Shape::EmbdHeads, Layout::Same),
+    row(Role::FfnNorm, "blk.{}.ffn_norm.weight", "model.layers.{}.post_attention_layernorm.weight", Shape::Embd, Layout::Same),
+    row(Role::FfnGate, "blk.{}.ffn_gate.weight", "model.layers.{}.mlp.gate_proj.weight", Shape::FfEmbd, Layout::Same),
+    row(Role::FfnUp, "blk.{}.ffn_up.weight", "model.layers.{}.mlp.up_proj.weight", Shape::FfEmbd, Layout::Same),
+    row(Role::FfnDown, "blk.{}.ffn_down.weight", "model.layers.{}.mlp.down_proj.weight", Shape::EmbdFf, Layout::Same),
+];
+
+#[rustfmt::skip]
+const QWEN2_BLOCK: &[Row] = &[
+    row(Role::AttnNorm, "blk.{}.attn_norm.weight", "model.layers.{}.input_layernorm.weight", Shape::Embd, Layout::Same),
+    row(Role::AttnQ, "blk.{}.attn_q.weight", "model.layers.{}.self_attn.q_proj.weight", Shape::HeadsEmbd, Layout::Same),
+    row(Role::AttnQBias, "blk.{}.attn_q.bias", "model.layers.{}.self_attn.q_proj.bias", Shape::Heads, Layout::Same),
+    row(Role::AttnK, "blk.{}.attn_k.weight", "model.layers.{}.self_attn.k_proj.weight", Shape::KvHeadsEmbd, Layout::Same),
+    row(Role::AttnKBias, "blk.{}.attn_k.bias", "model.layers.{}.self_attn.k_proj.bias", Shape::KvHeads, Layout::Same),
+    row(Role::AttnV, "blk.{}.attn_v.weight", "model.layers.{}.self_attn.v_proj.weight", Shape::KvHeadsEmbd, Layout::Same),
+    row(Role::AttnVBias, "blk.{}.attn_v.bias", "model.layers.{}.self_attn.v_proj.bias", Shape::KvHeads, Layout::Same),
+    row(Role::AttnOutput, "blk.{}.attn_output.weight", "model.layers.{}.self_attn.o_proj.weight", Shape::EmbdHeads, Layout::Same),
+    row(Role::FfnNorm, "blk.{}.ffn_norm.weight", "model.layers.{}.post_attention_layernorm.weight", Shape::Embd, Layout::Same),
+    row(Role::FfnGate, "blk.{}.ffn_gate.weight", "model.layers.{}.mlp.gate_proj.weight", Shape::FfEmbd, Layout::Same),
+    row(Role::FfnUp, "blk.{}.ffn_up.weight", "model.layers.{}.mlp.up_proj.weight", Shape::FfEmbd, Layout::Same),
+    row(Role::FfnDown, "blk.{}.ffn_down.weight", "model.layers.{}.mlp.down_proj.weight", Shape::EmbdFf, Layout::Same),
+];
+
+#[rustfmt::skip]
+const QWEN3_BLOCK: &[Row] = &[
+    row(Role::AttnNorm, "blk.{}.attn_norm.weight", "model.layers.{}.input_layernorm.weight", Shape::Embd, Layout::Same),
+    row(Role::AttnQ, "blk.{}.attn_q.weight", "model.layers.{}.self_attn.q_proj.weight", Shape::HeadsEmbd, Layout::Same),
+    row(Role::AttnQNorm, "blk.{}.attn_q_norm.weight", "model.layers.{}.self_attn.q_norm.weight", Shape::HeadDim, Layout::Same),
+    row(Role::AttnK, "blk.{}.attn_k.weight", "model.layers.{}.self_attn.k_proj.weight", Shape::KvHeadsEmbd, Layout::Same),
+    row(Role::AttnKNorm, "blk.{}.attn_k_norm.weight", "model.layers.{}.self_attn.k_norm.weight", Shape::HeadDim, Layout::Same),
     row(Role::AttnV, "blk.{}.attn_v.weight", "model.layers.{}.self_attn.v_proj.weight", Shape::KvHeadsEmbd, Layout::Same),
     row(Role::AttnOutput, "blk.{}.attn_output.weight", "model.layers.{}.self_attn.o_proj.weight", Shape::EmbdHeads, Layout::Same),
     row(Role::FfnNorm, "blk.{}.ffn_norm.weight", "model.layers.{}.post_attention_layernorm.weight", Shape::Embd, Layout::Same),

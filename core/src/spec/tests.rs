@@ -37,6 +37,31 @@ fn llama32() -> serde_json::Value {
     })
 }
 
+/// The published config of Qwen2.5-0.5B-Instruct.
+fn qwen2() -> serde_json::Value {
+    json!({
+        "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151_643, "eos_token_id": 151_645,
+        "hidden_act": "silu", "hidden_size": 896, "initializer_range": 0.02, "intermediate_size": 4864,
+        "max_position_embeddings": 32768, "max_window_layers": 21, "model_type": "qwen2", "num_attention_heads": 14,
+        "num_hidden_layers": 24, "num_key_value_heads": 2, "rms_norm_eps": 1e-06, "rope_theta": 1_000_000.0,
+        "sliding_window": 32768, "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_cache": true,
+        "use_sliding_window": false, "vocab_size": 151_936
+    })
+}
+
+/// The published config of Qwen3-0.6B.
+fn qwen3() -> serde_json::Value {
+    json!({
+        "architectures": ["Qwen3ForCausalLM"], "attention_bias": false, "attention_dropout": 0.0,
+        "bos_token_id": 151_643, "eos_token_id": 151_645, "head_dim": 128, "hidden_act": "silu", "hidden_size": 1024,
+        "initializer_range": 0.02, "intermediate_size": 3072, "max_position_embeddings": 40960,
+        "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": null, "rope_theta": 1_000_000,
+        "sliding_window": null, "tie_word_embeddings": true, "torch_dtype": "bfloat16", "use_cache": true,
+        "use_sliding_window": false, "vocab_size": 151_936
+    })
+}
+
 /// The published config of GPT-2, what matters of it.
 fn gpt2() -> serde_json::Value {
     json!({
@@ -59,6 +84,7 @@ fn hf_configs_are_read() {
     let rope = Position::Rope {
         base: 100_000.0,
         dim: 64,
+        pairing: Pairing::Neighbours,
         freq_factors: Vec::new(),
     };
     assert_eq!(
@@ -71,7 +97,107 @@ fn hf_configs_are_read() {
     assert_eq!((spec.n_ff, spec.head_dim, spec.n_kv_head), (3072, 64, 12));
     assert_eq!(
         (spec.position, spec.bias, spec.tied_embedding),
-        (Position::Learned, true, true)
+        (Position::Learned, Bias::All, true)
+    );
+}
+
+#[test]
+fn qwen_turns_halves_and_has_biases_or_norms_of_heads() {
+    let pairing = |spec: &ModelSpec| match &spec.position {
+        Position::Rope { pairing, base, .. } => (*pairing, *base),
+        Position::Learned => panic!("no rotary positions"),
+    };
+    let spec = ModelSpec::from_hf_config(&qwen2()).expect("Qwen2.5");
+    assert_eq!(pairing(&spec), (Pairing::Halves, 1e6));
+    assert_eq!(
+        (spec.head_dim, spec.bias, spec.qk_norm),
+        (64, Bias::Qkv, false)
+    );
+    assert_eq!(
+        spec.n_parameters(),
+        494_032_768,
+        "as the model card says: 0.49B"
+    );
+    let q_bias = tensor_table(&spec)
+        .into_iter()
+        .find(|entry| entry.role == Role::AttnQBias)
+        .expect("a bias of q");
+    assert_eq!(
+        (
+            q_bias.gguf.as_str(),
+            q_bias.hf.as_str(),
+            q_bias.burn.as_str()
+        ),
+        (
+            "blk.0.attn_q.bias",
+            "model.layers.0.self_attn.q_proj.bias",
+            "blocks.0.attn_q.bias"
+        )
+    );
+
+    let spec = ModelSpec::from_hf_config(&qwen3()).expect("Qwen3");
+    assert_eq!(pairing(&spec), (Pairing::Halves, 1e6));
+    assert_eq!(
+        (spec.head_dim, spec.bias, spec.qk_norm),
+        (128, Bias::None, true)
+    );
+    assert_eq!(
+        spec.n_parameters(),
+        596_049_920,
+        "as the model card says: 0.6B"
+    );
+    let table = tensor_table(&spec);
+    let of_role = |role| {
+        table
+            .iter()
+            .find(|entry| entry.role == role)
+            .expect("the role is there")
+    };
+    assert_eq!(of_role(Role::AttnQ).shape, [2048, 1024]);
+    let k_norm = of_role(Role::AttnKNorm);
+    assert_eq!(
+        (
+            k_norm.gguf.as_str(),
+            k_norm.hf.as_str(),
+            k_norm.burn.as_str(),
+            k_norm.shape.as_slice()
+        ),
+        (
+            "blk.0.attn_k_norm.weight",
+            "model.layers.0.self_attn.k_norm.weight",
+            "blocks.0.attn_k_norm.gamma",
+            &[128][..]
+        )
+    );
+
+    for (key, value) in [
+        ("use_sliding_window", json!(true)),
+        (
+            "layer_types",
+            json!(["full_attention", "sliding_attention"]),
+        ),
+        ("attention_bias", json!(true)),
+        (
+            "rope_scaling",
+            json!({ "rope_type": "yarn", "factor": 4.0 }),
+        ),
+        (
+            "rope_scaling",
+            json!({ "rope_type": "dynamic", "factor": 4.0 }),
+        ),
+    ] {
+        let mut config = qwen3();
+        config[key] = value.clone();
+        let refused = ModelSpec::from_hf_config(&config).expect_err("another computation");
+        assert!(refused.to_string().contains(key), "{key}: {refused}");
+    }
+    let mut config = qwen3();
+    config["layer_types"] = json!(["full_attention", "full_attention"]);
+    config["head_dim"] = json!(null);
+    assert_eq!(
+        ModelSpec::from_hf_config(&config),
+        Ok(spec),
+        "transformers' defaults"
     );
 }
 
@@ -94,8 +220,12 @@ fn llama3_scaling_gives_the_published_divisors() {
     config["rope_parameters"] = parameters;
     assert_eq!(
         ModelSpec::from_hf_config(&config),
-        Ok(spec),
+        Ok(spec.clone()),
         "the form of transformers 5"
+    );
+    assert_eq!(
+        spec.to_hf_config()["rope_scaling"],
+        llama32()["rope_scaling"]
     );
 }
 
@@ -104,7 +234,7 @@ fn specs_survive_both_formats() {
     let linear = json!({ "type": "linear", "factor": 2.5 });
     let mut scaled = smollm2();
     scaled["rope_scaling"] = linear;
-    for config in [smollm2(), scaled, llama32(), gpt2()] {
+    for config in [smollm2(), scaled, llama32(), gpt2(), qwen2(), qwen3()] {
         let spec = ModelSpec::from_hf_config(&config).expect("a valid config");
         assert_eq!(
             ModelSpec::from_hf_config(&spec.to_hf_config()),
@@ -273,7 +403,7 @@ proptest! {
 
 #[test]
 fn tiny_models_pass_the_check() {
-    for family in [Family::Gpt2, Family::Llama] {
+    for family in Family::ALL {
         for dtype in DType::ALL {
             let header = tiny_header(family, dtype);
             let spec = ModelSpec::from_header(&header).expect("a valid spec");

@@ -50,6 +50,7 @@ impl ModelSpec {
             base,
             dim,
             freq_factors,
+            ..
         } = &self.position
         else {
             let (width, heads) = (self.n_head * self.head_dim, self.n_kv_head);

@@ -113,16 +113,14 @@ pub fn measure(args: &BenchArgs) -> Result<BenchReport> {
         "every size is at least 1, --ctx and --vocab at least 2"
     );
     set_threads(args.threads);
-    let config = ModelConfig {
-        family: FamilyName::Gpt2,
-        layers: args.layers,
-        width: args.width,
-        heads: args.heads,
-        kv_heads: None,
-        ff: None,
-        ctx: args.ctx,
-    };
-    let spec = start::spec_of(&config, args.vocab);
+    let config = ModelConfig::new(
+        FamilyName::Gpt2,
+        args.layers,
+        args.width,
+        args.heads,
+        args.ctx,
+    );
+    let spec = config.spec(args.vocab);
     spec.validate()?;
     let mut model = Transformer::new(
         &spec,

@@ -1,6 +1,7 @@
 //! One TOML file describes a run; `--set section.key=value` overrides a key. Unknown keys are refused with the nearest
 //! known one, numbers are checked against their ranges, and the resolved file is saved with the run.
 
+pub use super::shape::{FamilyName, ModelConfig};
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_data::toml_config;
 use serde::{Deserialize, Serialize};
@@ -164,38 +165,6 @@ impl Default for LoraConfig {
     }
 }
 
-/// Architecture of a model from scratch.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ModelConfig {
-    /// `gpt2` or `llama`.
-    pub family: FamilyName,
-    /// Blocks.
-    pub layers: usize,
-    /// Width of the residual stream.
-    pub width: usize,
-    /// Query heads.
-    pub heads: usize,
-    /// Key and value heads (`llama`); as many as `heads` when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kv_heads: Option<usize>,
-    /// Inner width of the MLP; 4 × width (`gpt2`) or 8/3 × width to the next multiple of 32 (`llama`) when absent.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ff: Option<usize>,
-    /// Positions.
-    pub ctx: usize,
-}
-
-/// Families that can be made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FamilyName {
-    /// GPT-2.
-    Gpt2,
-    /// Llama.
-    Llama,
-}
-
 fn default_runs_dir() -> PathBuf {
     PathBuf::from("runs")
 }
@@ -276,7 +245,7 @@ impl Config {
         self.train.check()?;
         match (self.mode, &self.model) {
             (Mode::Scratch, None) => bail!(
-                "mode = \"scratch\" needs a section [model] with family, layers, width, heads and ctx"
+                "mode = \"scratch\" needs a section [model] with a preset such as \"gpt2-124m\", or with family, layers, width, heads and ctx"
             ),
             (Mode::Full | Mode::Lora, Some(_)) => {
                 bail!("[model] is for mode = \"scratch\": the base brings its own architecture")
@@ -360,54 +329,6 @@ impl TrainConfig {
     }
 }
 
-impl ModelConfig {
-    fn check(&self) -> Result<()> {
-        ensure!(
-            (1..=512).contains(&self.layers),
-            "model.layers = {}: 1 to 512",
-            self.layers
-        );
-        ensure!(
-            (1..=65_536).contains(&self.width),
-            "model.width = {}: 1 to 65536",
-            self.width
-        );
-        ensure!(
-            (2..=1_048_576).contains(&self.ctx),
-            "model.ctx = {}: 2 to 1048576",
-            self.ctx
-        );
-        ensure!(
-            self.heads >= 1 && self.width.is_multiple_of(self.heads),
-            "model.heads = {}: must divide width = {}",
-            self.heads,
-            self.width
-        );
-        let head_dim = self.width / self.heads;
-        let kv_heads = self.kv_heads.unwrap_or(self.heads);
-        ensure!(
-            kv_heads >= 1 && self.heads.is_multiple_of(kv_heads),
-            "model.kv_heads = {kv_heads}: must divide heads = {}",
-            self.heads
-        );
-        match self.family {
-            FamilyName::Gpt2 => ensure!(
-                kv_heads == self.heads,
-                "model.kv_heads is for family = \"llama\""
-            ),
-            FamilyName::Llama => ensure!(
-                head_dim.is_multiple_of(2),
-                "width / heads = {head_dim}: rotary positions need an even number"
-            ),
-        }
-        ensure!(
-            self.ff.is_none_or(|ff| (1..=1_048_576).contains(&ff)),
-            "model.ff: 1 to 1048576"
-        );
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -453,6 +374,11 @@ mod tests {
         check("", &["train.batch=0"], "train.batch = 0");
         check("", &["mode=scratch"], "needs a section [model]");
         check("", &["mode=loar"], "loar");
+        check(
+            "",
+            &["mode=scratch", "model.preset=gpt2-142m"],
+            "model: there is no preset `gpt2-142m`: did you mean `gpt2-124m`?",
+        );
         check("", &["name=../x"], "a run's name");
         check(
             "",

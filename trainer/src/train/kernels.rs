@@ -9,6 +9,7 @@
     reason = "each loop must become vector code of its own"
 )]
 
+use fledgling_core::spec::Pairing;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -280,8 +281,10 @@ pub struct Heads {
     pub n_kv_head: usize,
     /// D
     pub head_dim: usize,
-    /// Cosine and sine for each pair of neighbours of each position; empty without rotary positions. [T, D/2]
+    /// Cosine and sine for each pair of each position; empty without rotary positions. [T, D/2]
     pub rotations: Arc<[(f32, f32)]>,
+    /// Which two elements of a head are a pair.
+    pub pairing: Pairing,
 }
 
 impl Heads {
@@ -297,14 +300,7 @@ impl Heads {
             out.extend_from_slice(&x[(token * heads + head) * d..][..d]);
         }
         if rotate && !self.rotations.is_empty() {
-            for (vector, rotations) in out
-                .chunks_exact_mut(d)
-                .zip(self.rotations.chunks_exact(d / 2))
-            {
-                for (pair, &(cos, sin)) in vector.as_chunks_mut::<2>().0.iter_mut().zip(rotations) {
-                    *pair = [pair[0] * cos - pair[1] * sin, pair[0] * sin + pair[1] * cos];
-                }
-            }
+            self.turn(&mut out, 1.0);
         }
         out
     }
@@ -314,13 +310,31 @@ impl Heads {
         if self.rotations.is_empty() {
             return;
         }
+        self.turn(dx, -1.0);
+    }
+
+    /// Rotates by the positions' angles times `direction`. [T, D]
+    fn turn(&self, x: &mut [f32], direction: f32) {
         let d = self.head_dim;
-        for (vector, rotations) in dx
+        for (vector, rotations) in x
             .chunks_exact_mut(d)
             .zip(self.rotations.chunks_exact(d / 2))
         {
-            for (pair, &(cos, sin)) in vector.as_chunks_mut::<2>().0.iter_mut().zip(rotations) {
-                *pair = [pair[0] * cos + pair[1] * sin, pair[1] * cos - pair[0] * sin];
+            match self.pairing {
+                Pairing::Neighbours => {
+                    let pairs = vector.as_chunks_mut::<2>().0.iter_mut();
+                    for ([a, b], &(cos, sin)) in pairs.zip(rotations) {
+                        let sin = sin * direction;
+                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                    }
+                }
+                Pairing::Halves => {
+                    let (low, high) = vector.split_at_mut(d / 2);
+                    for ((a, b), &(cos, sin)) in low.iter_mut().zip(high).zip(rotations) {
+                        let sin = sin * direction;
+                        (*a, *b) = (*a * cos - *b * sin, *a * sin + *b * cos);
+                    }
+                }
             }
         }
     }
@@ -585,7 +599,11 @@ mod tests {
 
     #[test]
     fn attention_has_the_gradients_of_its_values() {
-        for rotary in [false, true] {
+        for (rotary, pairing) in [
+            (false, Pairing::Neighbours),
+            (true, Pairing::Neighbours),
+            (true, Pairing::Halves),
+        ] {
             let rotations = (0..5 * 2)
                 .map(|i| ((i as f32).cos(), (i as f32).sin()))
                 .filter(|_| rotary)
@@ -597,6 +615,7 @@ mod tests {
                 n_kv_head: 2,
                 head_dim: 4,
                 rotations,
+                pairing,
             };
             let (q, k, v, dy) = (values(160, 1), values(80, 2), values(80, 3), values(160, 4));
             let [dq, dk, dv] = attention_backward(&q, &k, &v, &dy, &heads);

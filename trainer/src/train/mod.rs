@@ -14,6 +14,7 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod progress;
+pub mod shape;
 pub mod start;
 
 use crate::{
@@ -147,7 +148,7 @@ pub struct Prepared {
 /// What does not fit, by key, file or tensor.
 pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
     let spec = match &config.model {
-        Some(model) => start::spec_of(model, base.info.tokenizer.vocab_size()),
+        Some(model) => model.spec(base.info.tokenizer.vocab_size()),
         None => base.info.spec.clone(),
     };
     spec.validate()?;

@@ -1,6 +1,6 @@
-//! The GPT of both families as one Burn module, driven by a [`ModelSpec`].
+//! The GPT of all families as one Burn module, driven by a [`ModelSpec`].
 //!
-//! Weights are held as GGUF holds them: matrices `[out, in]`, q and k for rotation of neighbours; Hugging Face's layout
+//! Weights are held as GGUF holds them: matrices `[out, in]`, q and k for the rotation that the spec's pairing says; Hugging Face's layout
 //! exists only at the edges ([`crate::run`]). Parameters go by the `burn` names of `spec::tensor_table`; the matrices
 //! of a LoRA add `.lora_a` and `.lora_b` beside their `.weight`.
 //!
@@ -71,6 +71,13 @@ pub struct Norm {
 }
 
 impl Norm {
+    /// Each head by itself. [N, H * D] -> [N, H * D]
+    fn forward_heads(&self, x: Tensor<2>, head_dim: usize) -> Tensor<2> {
+        let shape = x.shape();
+        let heads = x.reshape([shape.num_elements() / head_dim, head_dim]);
+        self.forward(heads).reshape(shape)
+    }
+
     /// [N, C] -> [N, C]
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         match &self.beta {
@@ -95,6 +102,8 @@ pub struct Block {
     attn_q: Option<Linear>,
     attn_k: Option<Linear>,
     attn_v: Option<Linear>,
+    attn_q_norm: Option<Norm>,
+    attn_k_norm: Option<Norm>,
     attn_output: Linear,
     ffn_norm: Norm,
     ffn_gate: Option<Linear>,
@@ -102,7 +111,7 @@ pub struct Block {
     ffn_down: Linear,
 }
 
-/// A GPT-2 or Llama model.
+/// A model of any family.
 #[derive(Module, Debug)]
 pub struct Transformer {
     token_embd: Embedding,
@@ -217,6 +226,18 @@ impl Builder<'_> {
         })
     }
 
+    /// The norm of each head of q or k, where the family has one.
+    fn head_norm(&mut self, name: &str, spec: &ModelSpec) -> Result<Option<Norm>> {
+        if !spec.qk_norm {
+            return Ok(None);
+        }
+        Ok(Some(Norm {
+            gamma: self.vector(&format!("{name}.gamma"))?,
+            beta: None,
+            eps: spec.norm_eps,
+        }))
+    }
+
     fn block(&mut self, layer: usize, spec: &ModelSpec) -> Result<Block> {
         let name = |field: &str| format!("blocks.{layer}.{field}");
         Ok(Block {
@@ -225,6 +246,8 @@ impl Builder<'_> {
             attn_q: self.optional_linear(&name("attn_q"))?,
             attn_k: self.optional_linear(&name("attn_k"))?,
             attn_v: self.optional_linear(&name("attn_v"))?,
+            attn_q_norm: self.head_norm(&name("attn_q_norm"), spec)?,
+            attn_k_norm: self.head_norm(&name("attn_k_norm"), spec)?,
             attn_output: self.linear(&name("attn_output"))?,
             ffn_norm: self.norm(&name("ffn_norm"), spec)?,
             ffn_gate: self.optional_linear(&name("ffn_gate"))?,
@@ -386,6 +409,14 @@ fn attention(block: &Block, x: Tensor<2>, heads: &Heads) -> Tensor<2> {
             )
         }
     };
+    let normed_heads = |norm: &Option<Norm>, x: Tensor<2>| match norm {
+        Some(norm) => norm.forward_heads(x, heads.head_dim),
+        None => x,
+    };
+    let (q, k) = (
+        normed_heads(&block.attn_q_norm, q),
+        normed_heads(&block.attn_k_norm, k),
+    );
     x + block.attn_output.forward(ops::attention(q, k, v, heads))
 }
 

@@ -15,7 +15,7 @@ use burn::{
     },
     tensor::{Tensor, TensorData},
 };
-use fledgling_core::spec::{ModelSpec, Position};
+use fledgling_core::spec::{ModelSpec, Pairing, Position};
 
 /// What an operation computes.
 #[derive(Debug, Clone)]
@@ -254,10 +254,11 @@ pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, heads: &Heads) -> Ten
 
 /// The extents of a batch's attention, with the rotations of its positions.
 pub fn heads(spec: &ModelSpec, n_rows: usize, n_tokens: usize) -> Heads {
-    let rotations = match &spec.position {
+    let (pairing, rotations) = match &spec.position {
         Position::Rope {
             base,
             dim,
+            pairing,
             freq_factors,
         } => {
             let angle = |t: usize, i: usize| {
@@ -268,11 +269,12 @@ pub fn heads(spec: &ModelSpec, n_rows: usize, n_tokens: usize) -> Heads {
                 let (sin, cos) = angle(t, i).sin_cos();
                 (cos as f32, sin as f32)
             };
-            (0..n_tokens)
+            let rotations = (0..n_tokens)
                 .flat_map(|t| (0..dim / 2).map(move |i| rotation(t, i)))
-                .collect()
+                .collect();
+            (*pairing, rotations)
         }
-        _ => [].into(),
+        _ => (Pairing::Neighbours, [].into()),
     };
     Heads {
         n_rows,
@@ -281,5 +283,6 @@ pub fn heads(spec: &ModelSpec, n_rows: usize, n_tokens: usize) -> Heads {
         n_kv_head: spec.n_kv_head,
         head_dim: spec.head_dim,
         rotations,
+        pairing,
     }
 }

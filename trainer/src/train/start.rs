@@ -1,14 +1,11 @@
 //! What a run starts from: the base's weights, or random ones, and fresh LoRA matrices.
 
-use super::{
-    config::{FamilyName, LoraConfig, ModelConfig},
-    model::lora_names,
-};
+use super::{config::LoraConfig, model::lora_names};
 use crate::run::{Parameters, lora_b_entry, peft_names};
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_core::{
     gguf::Gguf,
-    spec::{Family, Mlp, ModelSpec, Norm, Position, Role, TensorEntry, tensor_table},
+    spec::{ModelSpec, Role, TensorEntry, tensor_table},
 };
 use rand_chacha::{
     ChaCha8Rng,
@@ -30,46 +27,6 @@ pub fn parameters_of(gguf: &Gguf, spec: &ModelSpec) -> Result<Parameters> {
         .collect()
 }
 
-/// The architecture that `[model]` asks for.
-pub fn spec_of(model: &ModelConfig, vocab_size: usize) -> ModelSpec {
-    let head_dim = model.width / model.heads;
-    let llama = model.family == FamilyName::Llama;
-    let default_ff = if llama {
-        (model.width * 8).div_ceil(3).next_multiple_of(32)
-    } else {
-        4 * model.width
-    };
-    ModelSpec {
-        family: if llama { Family::Llama } else { Family::Gpt2 },
-        n_layer: model.layers,
-        n_head: model.heads,
-        n_kv_head: model.kv_heads.unwrap_or(model.heads),
-        head_dim,
-        n_embd: model.width,
-        n_ff: model.ff.unwrap_or(default_ff),
-        n_ctx: model.ctx,
-        vocab_size,
-        norm: if llama {
-            Norm::RmsNorm
-        } else {
-            Norm::LayerNorm
-        },
-        norm_eps: 1e-5,
-        position: if llama {
-            Position::Rope {
-                base: 10_000.0,
-                dim: head_dim,
-                freq_factors: Vec::new(),
-            }
-        } else {
-            Position::Learned
-        },
-        mlp: if llama { Mlp::SwiGlu } else { Mlp::Gelu },
-        bias: !llama,
-        tied_embedding: true,
-    }
-}
-
 /// Random weights as GPT-2 has them: N(0, 0.02), the matrices that write to the residual stream divided by
 /// `sqrt(2 · layers)`, norms 1, biases 0.
 pub fn random_parameters(spec: &ModelSpec, seed: u64) -> Parameters {
@@ -83,7 +40,7 @@ pub fn random_parameters(spec: &ModelSpec, seed: u64) -> Parameters {
             INIT_STD
         };
         match entry.role {
-            Role::AttnNorm | Role::FfnNorm | Role::OutputNorm => vec![1.0; n],
+            _ if entry.burn.ends_with(".gamma") => vec![1.0; n],
             _ if entry.shape.len() == 1 => vec![0.0; n],
             _ => normal.values(n, std),
         }

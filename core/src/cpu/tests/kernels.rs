@@ -325,6 +325,7 @@ fn rotations_and_sums_agree() {
         let run = |table: &Kernels| {
             let mut x = x.clone();
             (table.rope)(&mut x, &rotations);
+            (table.rope_halves)(&mut x, &rotations);
             (table.add)(&mut x, &y);
             bits(&x)
         };
@@ -335,6 +336,25 @@ fn rotations_and_sums_agree() {
                 "{table:?} {n_pairs} pairs"
             );
         }
+    }
+}
+
+#[test]
+fn rotating_halves_is_rotating_neighbours_in_another_order() {
+    let mut rng = Rng(8);
+    for n_pairs in [1, 2, 7, 32] {
+        let x = rng.values(2 * n_pairs, 3.0);
+        let rotations: Vec<_> = (0..n_pairs)
+            .map(|i| ((i as f32).cos(), (i as f32).sin()))
+            .collect();
+        let mut halves = x.clone();
+        (scalar::KERNELS.rope_halves)(&mut halves, &rotations);
+        let mut neighbours: Vec<f32> = (0..n_pairs).flat_map(|i| [x[i], x[i + n_pairs]]).collect();
+        (scalar::KERNELS.rope)(&mut neighbours, &rotations);
+        let reordered: Vec<f32> = (0..2 * n_pairs)
+            .map(|i| neighbours[2 * (i % n_pairs) + i / n_pairs])
+            .collect();
+        assert_eq!(bits(&halves), bits(&reordered));
     }
 }
 
