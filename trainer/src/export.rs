@@ -1,13 +1,14 @@
-//! `fledgling export`: one model to one GGUF file in the element type that was asked for.
+//! `fledgling export`: one model to one GGUF file in the element type that was asked for, or to a folder that transformers
+//! loads.
 //!
 //! What is quantised follows llama.cpp: matrices are, vectors and positions stay f32, and the matrix that makes the
 //! logits (the token embedding where it is tied) keeps 8 bits in the 4-bit types, because every token depends on it.
 
 use crate::{
     files::{human_bytes, refuse_existing},
-    gguf_file,
+    gguf_file, hf_folder,
     model::{self, Model},
-    output::{note, print, print_json},
+    output::{UsageError, note, print, print_json},
 };
 use anyhow::{Result, bail};
 use fledgling_core::{
@@ -18,27 +19,40 @@ use fledgling_core::{
 use serde_json::json;
 use std::{collections::BTreeMap, path::PathBuf};
 
-/// Write a model as one GGUF file
+/// Write a model as one GGUF file, or as a folder for transformers
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  fledgling export runs/mine --quant q8_0 -o mine.gguf\n  fledgling export gpt2 --quant q4_0 -o gpt2-q4_0.gguf --force\n\n\
+    after_help = "Examples:\n  fledgling export runs/mine --quant q8_0 -o mine.gguf\n  fledgling export gpt2 --quant q4_0 -o gpt2-q4_0.gguf --force\n  \
+    fledgling export runs/mine --format safetensors -o mine-hf\n\n\
     A run's LoRA is merged. In q4_0 and q4_1 the output matrix (or the tied embedding) is kept in q8_0; vectors stay f32."
 )]
 pub struct Args {
     /// A GGUF file, a pulled model's name, or a run's folder
     model: String,
-    /// The element type of the matrices
+    /// The element type of the matrices; of safetensors f32, f16 or bf16 (default there: what the model has)
     #[arg(long, value_enum)]
-    quant: Quant,
-    /// Where to write
-    #[arg(short, long, value_name = "OUT.gguf")]
+    quant: Option<Quant>,
+    /// What to write
+    #[arg(long, value_enum, default_value = "gguf")]
+    format: Format,
+    /// Where to write: a file, for safetensors a folder
+    #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
-    /// Replace the file if it is there
+    /// Replace what is there
     #[arg(long)]
     force: bool,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
+}
+
+/// What can be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// One file for Fledgling and llama.cpp
+    Gguf,
+    /// A folder for transformers: config.json, model.safetensors, tokenizer.json
+    Safetensors,
 }
 
 /// Element types that can be written.
@@ -91,19 +105,58 @@ impl Quant {
 /// # Errors
 /// When the model does not load, the disk is too small, or the file is there and `--force` is not given.
 pub fn run(args: &Args) -> Result<()> {
+    match (args.format, args.quant) {
+        (Format::Safetensors, _) => write_folder(args),
+        (Format::Gguf, Some(quant)) => write_gguf(args, quant),
+        (Format::Gguf, None) => Err(UsageError(
+            "a GGUF file needs an element type: give --quant q8_0 (or f32, f16, bf16, q4_0, q4_1)"
+                .to_owned(),
+        )
+        .into()),
+    }
+}
+
+fn write_folder(args: &Args) -> Result<()> {
+    let asked = args.quant.map(Quant::dtype);
+    if let Some(dtype) = asked.filter(|dtype| dtype.is_quantized()) {
+        let name = dtype.name().to_lowercase();
+        return Err(UsageError(format!(
+            "--quant {name}: safetensors hold f32, f16 or bf16; quantised blocks are for --format gguf"
+        ))
+        .into());
+    }
+    let model = model::open(&args.model)?;
+    let dtype = asked.unwrap_or_else(|| hf_folder::natural_dtype(&model));
+    let max_bytes = hf_folder::MAX_SHARD_BYTES;
+    let written = hf_folder::write(&model, &args.output, dtype, max_bytes, args.force)?;
+    note(format!(
+        "{}: {} in {}",
+        args.output.display(),
+        human_bytes(written.len_bytes),
+        dtype.name()
+    ));
+    if args.json {
+        return print_json(
+            &json!({"path": args.output, "quant": dtype.name(), "files": written.files, "len_bytes": written.len_bytes}),
+        );
+    }
+    print(&format!("{}\n", args.output.display()))
+}
+
+fn write_gguf(args: &Args, quant: Quant) -> Result<()> {
     refuse_existing(&args.output, args.force)?;
     let model = model::open(&args.model)?;
-    let plan = plan(&model, args.quant.dtype());
+    let plan = plan(&model, quant.dtype());
     gguf_file::write(
         &args.output,
         args.force,
-        metadata(&model, args.quant),
+        metadata(&model, quant),
         &plan,
         |tensor| requantize(&model, tensor),
     )?;
     let len_bytes = std::fs::metadata(&args.output)?.len();
     let types = summarize(&plan);
-    for name in fallbacks(&plan, args.quant.dtype()) {
+    for name in fallbacks(&plan, quant.dtype()) {
         note(format!(
             "`{name}` has rows that are no multiple of 32: kept in f16"
         ));
@@ -115,7 +168,7 @@ pub fn run(args: &Args) -> Result<()> {
     ));
     if args.json {
         return print_json(
-            &json!({"path": args.output, "quant": args.quant.dtype().name(), "types": types, "len_bytes": len_bytes}),
+            &json!({"path": args.output, "quant": quant.dtype().name(), "types": types, "len_bytes": len_bytes}),
         );
     }
     print(&format!("{}\n", args.output.display()))
@@ -174,7 +227,7 @@ fn requantize(model: &Model, tensor: &TensorDecl) -> Result<Vec<u8>> {
 }
 
 /// Refuses values that the type cannot hold: they would become infinite without a word.
-fn check_values(name: &str, values: &[f32], dtype: DType) -> Result<()> {
+pub(crate) fn check_values(name: &str, values: &[f32], dtype: DType) -> Result<()> {
     const F16_MAX: f32 = 65504.0;
     let limit = match dtype {
         DType::F32 | DType::BF16 => f32::MAX,

@@ -13,6 +13,7 @@ pub mod export;
 pub mod files;
 pub mod generate;
 pub mod gguf_file;
+pub mod hf_folder;
 pub mod inspect;
 pub mod interrupt;
 pub mod model;

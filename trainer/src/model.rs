@@ -1,4 +1,4 @@
-//! What `MODEL` means on every command line: a GGUF file, a folder of safetensors, a run's folder, or a pulled name.
+//! What `MODEL` means on every command line: a GGUF file, a folder as the Hugging Face hub has it, a run's folder, or a pulled name.
 
 use crate::{
     cache::Cache,
@@ -13,6 +13,7 @@ use fledgling_core::{
     cpu::{CpuEngine, CpuOptions, KvDType},
     gguf::{Gguf, Header},
     model::ModelInfo,
+    spec::ModelSpec,
 };
 use std::path::{Path, PathBuf};
 
@@ -108,7 +109,10 @@ fn not_found(text: &str, cache: &Cache) -> String {
 /// When it is no GGUF file, a broken one, or a model that we do not run; with the path.
 pub fn open_gguf(path: &Path) -> Result<(Gguf, ModelInfo)> {
     let gguf = map_gguf(path)?;
-    let info = ModelInfo::from_header(gguf.header()).with_context(|| path.display().to_string())?;
+    let place = || path.display().to_string();
+    let mut info = ModelInfo::from_header(gguf.header()).with_context(place)?;
+    // With the divisors of RoPE's frequencies, which are no part of the header.
+    info.spec = ModelSpec::from_gguf(&gguf).with_context(place)?;
     Ok((gguf, info))
 }
 
@@ -177,7 +181,7 @@ fn open_converted(
     })
 }
 
-/// Writes the model of a folder, unquantised, as a GGUF file: a run's (LoRA merged), or one of safetensors.
+/// Writes the model of a folder, unquantised, as a GGUF file: a run's (LoRA merged), or one as the hub has it.
 ///
 /// # Errors
 /// When the folder is neither.
@@ -187,7 +191,7 @@ pub fn folder_to_gguf(folder: &Path, target: &Path) -> Result<()> {
     }
     if !convert::is_model_folder(folder) {
         bail!(
-            "{} holds no model: a run's folder or a folder of safetensors (config.json, tokenizer.json, model.safetensors) is needed",
+            "{} holds no model: a run's folder, or one with config.json, tokenizer.json and model.safetensors or pytorch_model.bin is needed",
             folder.display()
         );
     }

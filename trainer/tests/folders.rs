@@ -13,7 +13,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-const FAMILIES: [Family; 2] = [Family::Gpt2, Family::Llama];
+const FAMILIES: [Family; 4] = Family::ALL;
 
 /// The greedy answer of a model.
 fn answer(place: &Place, model: &str) -> Value {
@@ -239,4 +239,150 @@ fn a_run_is_a_model_everywhere() {
     place
         .run(&["generate", "run", "--prompt", "a"])
         .fails(1, &["run.json", "broken"]);
+}
+
+#[test]
+fn a_folder_for_transformers_is_the_same_model() {
+    let place = Place::new();
+    for family in FAMILIES {
+        let name = family.name();
+        let original = place.tiny(&format!("{name}.gguf"), family, DType::F32);
+        let folder = place.path(name).to_str().unwrap().to_owned();
+        let args = [
+            "export",
+            &original,
+            "--format",
+            "safetensors",
+            "-o",
+            &folder,
+        ];
+        let report = place.run(&[&args[..], &["--json"]].concat()).json();
+        assert_eq!(report["quant"], "F32", "what the model has");
+        assert_eq!(
+            place.list(name),
+            [
+                "config.json",
+                "generation_config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json"
+            ]
+        );
+        assert_eq!(answer(&place, &folder), answer(&place, &original));
+        let config: Value =
+            serde_json::from_slice(&std::fs::read(place.path(name).join("config.json")).unwrap())
+                .unwrap();
+        assert_eq!(
+            (&config["model_type"], &config["dtype"]),
+            (&json!(name), &json!("float32"))
+        );
+        place.run(&args).fails(1, &["is there already", "--force"]);
+        std::fs::write(place.path(name).join("README.md"), "mine").unwrap();
+        place
+            .run(&[&args[..], &["--force", "--quant", "bf16"]].concat())
+            .ok();
+        assert!(place.list(name).contains(&"README.md".to_owned()));
+        let weights = std::fs::read(place.path(name).join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&weights).unwrap();
+        assert!(
+            tensors
+                .iter()
+                .all(|(_, view)| view.dtype() == safetensors::Dtype::BF16)
+        );
+        place
+            .run(&[
+                "generate",
+                &folder,
+                "--chat",
+                "--prompt",
+                "Hi",
+                "--max-tokens",
+                "2",
+            ])
+            .ok();
+    }
+}
+
+#[test]
+fn large_models_are_written_in_shards() {
+    let place = Place::new();
+    let original = place.tiny("original.gguf", Family::Qwen3, DType::F32);
+    let model = fledgling::model::open(&original).unwrap();
+    let folder = place.path("sharded");
+    let written = fledgling::hf_folder::write(&model, &folder, DType::F32, 200_000, false).unwrap();
+    let shards = written
+        .files
+        .iter()
+        .filter(|file| file.ends_with(".safetensors"));
+    assert!(shards.clone().count() > 2, "{:?}", written.files);
+    for shard in shards {
+        let len_bytes = folder.join(shard).metadata().unwrap().len();
+        assert!(len_bytes < 210_000, "{shard} has {len_bytes} bytes");
+    }
+    let index = std::fs::read(folder.join("model.safetensors.index.json")).unwrap();
+    let index: Value = serde_json::from_slice(&index).unwrap();
+    assert_eq!(index["metadata"]["total_size"], written.len_bytes);
+    let path = folder.to_str().unwrap().to_owned();
+    assert_eq!(answer(&place, &path), answer(&place, &original));
+
+    // A model of one file over it: the old shards must not be left behind.
+    fledgling::hf_folder::write(&model, &folder, DType::F16, u64::MAX, true).unwrap();
+    assert!(
+        !place
+            .list("sharded")
+            .iter()
+            .any(|file| file.contains("-of-"))
+    );
+    assert!(
+        !place
+            .list("sharded")
+            .contains(&"model.safetensors.index.json".to_owned())
+    );
+    answer(&place, &path);
+}
+
+#[test]
+fn what_cannot_be_written_says_so() {
+    let place = Place::new();
+    let original = place.tiny("original.gguf", Family::Gpt2, DType::F32);
+    let out = place.path("out").to_str().unwrap().to_owned();
+    let export = |more: &[&str]| place.run(&[&["export", &original, "-o", &out], more].concat());
+    export(&[]).fails(2, &["--quant q8_0"]);
+    export(&["--format", "safetensors", "--quant", "q4_0"]).fails(2, &["--format gguf"]);
+    assert!(!place.path("out").exists());
+    place.write("out", b"a file");
+    export(&["--format", "safetensors", "--force"]).fails(1, &["is no folder"]);
+}
+
+#[test]
+fn scaled_rotary_frequencies_go_there_and_back() {
+    let place = Place::new();
+    let scaling = json!({
+        "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64
+    });
+    let mut files = hub_files(Family::Llama);
+    let mut config: Value = serde_json::from_slice(&files[0].1).unwrap();
+    config["rope_theta"] = json!(100.0);
+    config["rope_scaling"] = scaling.clone();
+    files[0].1 = config.to_string().into_bytes();
+    let folder = write_folder(&place, "scaled", &files);
+    let spec = fledgling::model::open(&folder).unwrap().info.spec;
+    let factors = spec.rope_freqs_tensor().expect("divisors that differ");
+    assert!(factors[0] == 1.0 && factors[7] > 3.9, "{factors:?}");
+
+    let (gguf, back) = (place.path("scaled.gguf"), place.path("back"));
+    let (gguf, back) = (gguf.to_str().unwrap(), back.to_str().unwrap());
+    place
+        .run(&["export", &folder, "--quant", "f32", "-o", gguf])
+        .ok();
+    place
+        .run(&["export", gguf, "--format", "safetensors", "-o", back])
+        .ok();
+    let config = std::fs::read(place.path("back").join("config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["rope_scaling"], scaling);
+    let expected = answer(&place, &folder);
+    assert_eq!(answer(&place, gguf), expected);
+    assert_eq!(answer(&place, back), expected);
 }

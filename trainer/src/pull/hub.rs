@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 
+const SAFETENSORS: &str = "model.safetensors";
 const ENDPOINT: &str = "https://huggingface.co";
 
 /// A repository at one commit.
@@ -40,7 +41,7 @@ struct Lfs {
 pub enum Fetched {
     /// One GGUF file, ready.
     Gguf(PathBuf),
-    /// A folder of safetensors, `config.json` and the tokenizer.
+    /// A folder of weights, `config.json` and the tokenizer.
     Folder(PathBuf),
 }
 
@@ -110,13 +111,22 @@ impl Hub {
         listing: &Listing,
         folder: &Path,
     ) -> Result<Vec<String>> {
-        const INDEX: &str = "model.safetensors.index.json";
-        if listing.file("model.safetensors").is_some() {
-            return Ok(vec!["model.safetensors".to_owned()]);
+        for (file, index, ending) in [
+            (SAFETENSORS, "model.safetensors.index.json", ".safetensors"),
+            ("pytorch_model.bin", "pytorch_model.bin.index.json", ".bin"),
+        ] {
+            if listing.file(file).is_some() {
+                return Ok(vec![file.to_owned()]);
+            }
+            if listing.file(index).is_some() {
+                let path = self.fetch_file(source, listing, index, folder)?;
+                return crate::convert::shards(&std::fs::read(&path)?, ending)
+                    .with_context(|| format!("{}: {index}", source.repo));
+            }
         }
-        let path = self.fetch_file(source, listing, INDEX, folder)?;
-        crate::convert::shards(&std::fs::read(&path)?)
-            .with_context(|| format!("{}: {INDEX}", source.repo))
+        // None is there: the error says so.
+        self.fetch_file(source, listing, SAFETENSORS, folder)?;
+        Ok(Vec::new())
     }
 
     fn fetch_file(
@@ -128,7 +138,7 @@ impl Hub {
     ) -> Result<PathBuf> {
         let Some(file) = listing.file(name) else {
             bail!(
-                "the repository {} has no `{name}`: it holds no model in a form that is read here (safetensors with tokenizer.json, or GGUF)",
+                "the repository {} has no `{name}`: it holds no model in a form that is read here (safetensors or pytorch_model.bin with tokenizer.json, or GGUF)",
                 source.repo
             );
         };
