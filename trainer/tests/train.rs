@@ -59,14 +59,14 @@ impl Place {
 
     fn config(&self, name: &str, mode: &str, more: &[&str]) -> Config {
         let at = |file: &str| self.folder.path().join(file).to_str().unwrap().to_owned();
-        let model = match (mode, self.family) {
-            ("scratch", Family::Gpt2) => {
-                "[model]\nfamily='gpt2'\nlayers=2\nwidth=32\nheads=4\nctx=128\n"
-            }
-            ("scratch", _) => {
-                "[model]\nfamily='llama'\nlayers=2\nwidth=32\nheads=4\nkv_heads=2\nctx=128\n"
-            }
-            _ => "",
+        let family = self.family.name();
+        let kv_heads = if self.family == Family::Gpt2 { 4 } else { 2 };
+        let model = if mode == "scratch" {
+            format!(
+                "[model]\nfamily='{family}'\nlayers=2\nwidth=32\nheads=4\nkv_heads={kv_heads}\nctx=128\n"
+            )
+        } else {
+            String::new()
         };
         let text = format!(
             "name='{name}'\nmode='{mode}'\nbase='{}'\nruns_dir='{}'\n[data]\ntrain=['{rows}']\nvalid=['{rows}']\nmax_tokens=64\n\
@@ -209,7 +209,7 @@ fn a_tokenizer_alone_is_the_base_of_a_run_from_scratch_and_of_no_other() {
 
 #[test]
 fn every_mode_learns_its_rows_and_leaves_a_run_that_opens() {
-    for family in [Family::Gpt2, Family::Llama] {
+    for family in [Family::Gpt2, Family::Llama, Family::Qwen3] {
         let place = Place::new(family);
         for mode in ["lora", "full", "scratch"] {
             let more: &[&str] = if mode == "lora" {
@@ -237,7 +237,7 @@ fn every_mode_learns_its_rows_and_leaves_a_run_that_opens() {
 /// is the rounding of the merged weights and the order of sums.
 #[test]
 fn a_merged_lora_computes_what_it_computed_in_training() {
-    for family in [Family::Gpt2, Family::Llama] {
+    for family in Family::ALL {
         let place = Place::new(family);
         let config = place.config("merge", "lora", &["lora.rank=4", "lora.alpha=8"]);
         let outcome = train(config.clone(), false, None).unwrap();
@@ -379,5 +379,33 @@ fn what_does_not_fit_is_refused() {
         ),
         false,
         "lower train.lr",
+    );
+}
+
+#[test]
+fn a_preset_is_a_model_from_scratch_and_keys_change_it() {
+    let place = Place::new(Family::Llama);
+    let base = model::open(place.folder.path().join("base.gguf").to_str().unwrap()).unwrap();
+    let mut config = place.config("preset", "full", &[]);
+    let shape = "preset = 'qwen3-0.6b'\nlayers = 2\nwidth = 64\nheads = 4\nkv_heads = 2\nhead_dim = 32\nff = 96\nctx = 128";
+    config.mode = fledgling::train::config::Mode::Scratch;
+    config.model = Some(toml::from_str(shape).unwrap());
+    let plan = prepare(config.clone(), &base).unwrap().plan();
+    // Embedding, two blocks (q and output, k and v, the MLP, four norms), and the last norm.
+    let vocab_size = base.info.tokenizer.vocab_size();
+    let block = 2 * 64 * 128 + 2 * 64 * 64 + 3 * 64 * 96 + 2 * 64 + 2 * 32;
+    assert_eq!(plan["parameters"], vocab_size * 64 + 2 * block + 64);
+    assert_eq!(plan["architecture"], "qwen3");
+    let outcome = train(config, false, None).unwrap();
+    let opened = model::open(outcome.run.to_str().unwrap()).unwrap();
+    let spec = opened.info.spec;
+    assert_eq!(
+        (spec.head_dim, spec.qk_norm, spec.norm_eps),
+        (32, true, 1e-6)
+    );
+    let saved = fs::read_to_string(outcome.run.join("config.toml")).unwrap();
+    assert!(
+        saved.contains("preset = \"qwen3-0.6b\"") && saved.contains("ff = 96"),
+        "{saved}"
     );
 }
