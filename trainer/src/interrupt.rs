@@ -23,6 +23,7 @@ struct State {
     next_id: u64,
     unfinished: BTreeMap<u64, PathBuf>,
     listeners: BTreeMap<u64, Listener>,
+    at_exit: BTreeMap<u64, fn()>,
     asked: bool,
 }
 
@@ -30,6 +31,7 @@ static STATE: Mutex<State> = Mutex::new(State {
     next_id: 0,
     unfinished: BTreeMap::new(),
     listeners: BTreeMap::new(),
+    at_exit: BTreeMap::new(),
     asked: false,
 });
 
@@ -45,6 +47,16 @@ fn state() -> MutexGuard<'static, State> {
 pub fn install() -> anyhow::Result<()> {
     ctrlc::set_handler(on_signal)?;
     Ok(())
+}
+
+/// Does what Ctrl-C does: where the terminal is in raw mode, it is a key like others.
+pub fn request() {
+    on_signal();
+}
+
+/// Whether Ctrl-C was pressed and somebody comes to a good end.
+pub fn is_asked() -> bool {
+    state().asked
 }
 
 fn on_signal() {
@@ -64,7 +76,31 @@ fn on_signal() {
             std::fs::remove_file(path)
         };
     }
+    for leave in state.at_exit.values() {
+        leave();
+    }
     std::process::exit(INTERRUPTED);
+}
+
+/// Something to be done when the process is interrupted: giving back the terminal.
+#[derive(Debug)]
+pub struct AtExit(u64);
+
+impl AtExit {
+    /// Registers `leave` for as long as the value lives.
+    pub fn new(leave: fn()) -> Self {
+        let mut state = state();
+        let id = state.next_id;
+        state.next_id += 1;
+        state.at_exit.insert(id, leave);
+        Self(id)
+    }
+}
+
+impl Drop for AtExit {
+    fn drop(&mut self) {
+        state().at_exit.remove(&self.0);
+    }
 }
 
 /// A file or folder under construction: removed when the process is interrupted.

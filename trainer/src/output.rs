@@ -3,7 +3,10 @@
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
-use std::io::{self, Write};
+use std::{
+    io::{self, Write},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 /// The reader of standard output went away (`fledgling … | head`): the command ends quietly.
 #[derive(Debug, thiserror::Error)]
@@ -41,8 +44,29 @@ pub fn print_json(result: &impl Serialize) -> Result<()> {
     print(&line)
 }
 
+/// Takes what is told a person; false when it cannot.
+pub type NoteTaker = Box<dyn Fn(&str) -> bool + Send>;
+
+/// Where notes go while standard error is drawn on.
+static NOTES: Mutex<Option<NoteTaker>> = Mutex::new(None);
+
+fn note_taker() -> MutexGuard<'static, Option<NoteTaker>> {
+    NOTES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Sends notes elsewhere, and hides bars, for as long as a screen is drawn on standard error; `None` sends them there again.
+pub fn divert_notes(taker: Option<NoteTaker>) {
+    *note_taker() = taker;
+}
+
 /// Tells a person something, on standard error.
 pub fn note(text: impl AsRef<str>) {
+    if note_taker()
+        .as_ref()
+        .is_some_and(|take| take(text.as_ref()))
+    {
+        return;
+    }
     // Nobody is left to tell when standard error itself is closed.
     let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
 }
@@ -69,7 +93,11 @@ pub fn spinner(what: &str) -> ProgressBar {
 }
 
 fn bar(what: &str, total: Option<u64>, template: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr_with_hz(10));
+    let target = match note_taker().is_some() {
+        true => ProgressDrawTarget::hidden(),
+        false => ProgressDrawTarget::stderr_with_hz(10),
+    };
+    let bar = ProgressBar::with_draw_target(total, target);
     if let Ok(style) = ProgressStyle::with_template(template) {
         bar.set_style(style);
     }

@@ -3,14 +3,14 @@
 use super::{
     history::History,
     overview::Overview,
-    page::{of, templates},
+    page::{of, render},
     plot::{Kind, Plot, Scale, Series, smooth},
 };
 use crate::{
     run::METRICS_FILE,
     runs::{side_by_side, value_text},
 };
-use anyhow::{Context, Result};
+use anyhow::Result;
 use minijinja::context;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -35,15 +35,15 @@ pub fn page(runs: &[Overview], different: &BTreeMap<String, Vec<Option<Value>>>)
         })
         .collect();
     let names: Vec<_> = runs.iter().map(|run| run.name.as_str()).collect();
-    let page = templates()?.get_template("compare")?.render(context! {
+    let context = context! {
         title => names.join(", "),
         runs => of(&runs),
         results => side_by_side(runs),
         different,
         plots => of(&plots(runs, &histories)),
         version => env!("CARGO_PKG_VERSION"),
-    });
-    page.context("the page could not be made")
+    };
+    render(include_str!("compare.html"), context)
 }
 
 fn plots(runs: &[Overview], histories: &[History]) -> Vec<Plot> {
@@ -90,7 +90,7 @@ fn plots(runs: &[Overview], histories: &[History]) -> Vec<Plot> {
         ),
         plot(
             "Learning rate",
-            "a step",
+            "at each step",
             Scale::FromZero,
             Kind::Line,
             |history| {

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 /// Name of the report in a run's folder.
 pub const REPORT_FILE: &str = "report.html";
-/// Texts of a prompt that are shown at once: the first and the last ones.
+/// Texts of a prompt that are shown at once, spread over the run.
 const N_TEXTS: usize = 6;
 /// Prompts that are shown.
 const N_PROMPTS: usize = 12;
@@ -47,14 +47,13 @@ pub fn html(folder: &Path) -> Result<String> {
     page(&overview, &history, &config)
 }
 
-/// The environment of both pages: every value is escaped.
-pub(super) fn templates() -> Result<Environment<'static>> {
+/// Renders a page after the parts that pages share; every value is escaped.
+pub(super) fn render(page: &str, context: Value) -> Result<String> {
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    environment.add_template("parts", include_str!("parts.html"))?;
-    environment.add_template("page", include_str!("page.html"))?;
-    environment.add_template("compare", include_str!("compare.html"))?;
-    Ok(environment)
+    let source = format!("{}{page}", include_str!("parts.html"));
+    let page = environment.render_str(&source, context);
+    page.context("the page could not be made")
 }
 
 /// Something as a template sees it.
@@ -63,7 +62,7 @@ pub(super) fn of<T: Serialize>(value: T) -> Value {
 }
 
 fn page(run: &Overview, history: &History, config: &str) -> Result<String> {
-    let page = templates()?.get_template("page")?.render(context! {
+    let context = context! {
         run => of(run),
         state => run.state.text(),
         lead => lead(run),
@@ -76,8 +75,8 @@ fn page(run: &Overview, history: &History, config: &str) -> Result<String> {
         log => of(&log(history)),
         config,
         version => env!("CARGO_PKG_VERSION"),
-    });
-    page.context("the report could not be made")
+    };
+    render(include_str!("page.html"), context)
 }
 
 fn lead(run: &Overview) -> String {
@@ -95,13 +94,19 @@ fn lead(run: &Overview) -> String {
 
 #[derive(Debug, Serialize)]
 struct Tile {
+    wide: bool,
     name: &'static str,
     value: String,
     more: String,
 }
 
 fn tiles(run: &Overview, history: &History) -> Vec<Tile> {
-    let tile = |name, value: String, more: String| Tile { name, value, more };
+    let tile = |name, value: String, more: String| Tile {
+        wide: value.contains('→'),
+        name,
+        value,
+        more,
+    };
     let mut tiles = Vec::new();
     match (run.perplexity_before, run.perplexity) {
         (Some(before), Some(after)) => tiles.push(tile(
@@ -232,9 +237,13 @@ fn plots(history: &History) -> Vec<Plot> {
         };
     let plots = [
         loss_plot(history),
-        line("Learning rate", "a step", Scale::FromZero, 2, |step| {
-            step.lr
-        }),
+        line(
+            "Learning rate",
+            "at each step",
+            Scale::FromZero,
+            2,
+            |step| step.lr,
+        ),
         line("Gradient norm", "before clipping", Scale::Auto, 3, |step| {
             step.grad_norm
         }),
@@ -296,8 +305,9 @@ fn prompts(samples: &[At<Sample>]) -> Vec<Prompt<'_>> {
         .map(|(prompt, texts)| {
             let (mut shown, mut more) = (Vec::new(), Vec::new());
             let n = texts.len();
+            let spread: Vec<_> = (0..N_TEXTS).map(|i| i * (n - 1) / (N_TEXTS - 1)).collect();
             for (i, text) in texts.into_iter().enumerate() {
-                if n <= N_TEXTS || i == 0 || i + N_TEXTS > n {
+                if n <= N_TEXTS || spread.contains(&i) {
                     shown.push(text);
                 } else {
                     more.push(text);

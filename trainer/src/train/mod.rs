@@ -31,7 +31,7 @@ use fit::{Fit, Outcome};
 use fledgling_core::{gguf::Metadata, model::ModelInfo, spec::ModelSpec};
 use fledgling_data::config::Split;
 use model::{LoraSpec, Transformer};
-use progress::{Reporter, View};
+use progress::{Reporter, Tui, View};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -61,6 +61,12 @@ pub struct TrainArgs {
     /// Stop after this step with a checkpoint, as Ctrl-C would
     #[arg(long, value_name = "STEP")]
     pub until: Option<u64>,
+    /// Show the run on the whole terminal
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub tui: Tui,
+    /// Show nothing while it trains
+    #[arg(long, short)]
+    pub quiet: bool,
     /// Print the outcome as one line of JSON
     #[arg(long)]
     pub json: bool,
@@ -71,6 +77,7 @@ pub struct TrainArgs {
 /// # Errors
 /// Wrong config, data or base; a loss that is no number; files that cannot be written.
 pub fn run(args: &TrainArgs) -> Result<()> {
+    let view = View::of(args.tui, args.quiet)?;
     let config = Config::load(&args.config, &args.set)?;
     set_threads(config.threads);
     let folder = config.run_dir();
@@ -81,7 +88,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         );
     }
     let base = open_base(&config)?;
-    let prepared = prepare(config, &base)?;
+    let mut prepared = prepare(config, &base)?;
+    prepared.view = view;
     if args.dry_run {
         return print_json_or(args.json, &prepared.plan(), || prepared.describe());
     }

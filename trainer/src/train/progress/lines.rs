@@ -3,7 +3,7 @@
 use super::Sink;
 use crate::{
     output::note,
-    report::events::{Begin, Event, Line, Step},
+    report::events::{Begin, Event, Line, Step, Validation},
 };
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -14,6 +14,14 @@ use std::{
 
 /// Without a terminal, a line comes this often at most.
 const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// What is said of a validation.
+pub(super) fn validation_text(validation: &Validation) -> String {
+    format!(
+        "step {}: held-out loss {:.4}, perplexity {:.3}",
+        validation.step, validation.valid_loss, validation.valid_perplexity
+    )
+}
 
 /// What a person sees of a run without the screen.
 #[derive(Debug)]
@@ -84,10 +92,7 @@ impl Sink for Lines {
         match &line.event {
             Event::Begin(begin) => self.begin(begin),
             Event::Step(step) => self.step(step),
-            Event::Validation(validation) => self.say(&format!(
-                "step {}: held-out loss {:.4}, perplexity {:.3}",
-                validation.step, validation.valid_loss, validation.valid_perplexity
-            )),
+            Event::Validation(validation) => self.say(&validation_text(validation)),
             Event::Sample(sample) => self.say(&format!(
                 "step {}: {:?} -> {:?}",
                 sample.step, sample.prompt, sample.text

@@ -6,11 +6,17 @@
 mod describe;
 mod lines;
 mod metrics;
+mod screen;
 
 use super::fit::Outcome;
-use crate::report::{
-    environment::peak_bytes,
-    events::{Begin, Checkpoint, End, EndState, Event, Line, Note, Sample, Step, Validation},
+use crate::{
+    output::{UsageError, note},
+    report::{
+        environment::peak_bytes,
+        events::{Begin, Checkpoint, End, EndState, Event, Line, Note, Sample, Step, Validation},
+        history::History,
+    },
+    run::METRICS_FILE,
 };
 use anyhow::Result;
 use std::{
@@ -28,8 +34,41 @@ pub enum View {
     /// A bar on a terminal, lines in a pipe.
     #[default]
     Plain,
+    /// The whole terminal; a bar where that fails.
+    Screen,
     /// Not at all.
     Quiet,
+}
+
+/// When the whole terminal shows a run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Tui {
+    /// When standard error is a terminal that can.
+    #[default]
+    Auto,
+    /// Always; an error where it cannot.
+    On,
+    /// Never: a bar on a terminal, lines in a pipe.
+    Off,
+}
+
+impl View {
+    /// What `--tui` and `--quiet` ask for here.
+    ///
+    /// # Errors
+    /// [`UsageError`] when a screen is wanted and there is no terminal for one.
+    pub fn of(tui: Tui, quiet: bool) -> Result<Self> {
+        match (tui, quiet) {
+            (_, true) => Ok(Self::Quiet),
+            (Tui::Off, _) => Ok(Self::Plain),
+            (_, false) if screen::is_possible() => Ok(Self::Screen),
+            (Tui::Auto, _) => Ok(Self::Plain),
+            (Tui::On, _) => Err(UsageError(
+                "--tui on: standard error is no terminal of this process that could show it (also look at TERM)".to_owned(),
+            )
+            .into()),
+        }
+    }
 }
 
 /// Takes part in what happens.
@@ -39,6 +78,18 @@ pub trait Sink: Debug + Send {
     /// # Errors
     /// When it must be written and cannot be.
     fn event(&mut self, line: &Line) -> Result<()>;
+}
+
+/// The screen with what the metrics know already; lines where there can be none.
+fn open_screen(metrics: &Path) -> Box<dyn Sink> {
+    let history = History::read(metrics).unwrap_or_default();
+    match screen::Screen::open(&history) {
+        Ok(screen) => Box::new(screen),
+        Err(error) => {
+            note(format!("{error:#}: going on without the screen"));
+            Box::new(lines::Lines::new())
+        }
+    }
 }
 
 /// Hands what happens to the file of metrics and to whoever shows it.
@@ -55,12 +106,11 @@ impl Reporter {
     /// # Errors
     /// When a file cannot be written.
     pub fn open(folder: &Path, step: u64, view: View) -> Result<Self> {
-        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(metrics::Metrics::open(
-            &folder.join(crate::run::METRICS_FILE),
-            step,
-        )?)];
+        let path = folder.join(METRICS_FILE);
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(metrics::Metrics::open(&path, step)?)];
         match view {
             View::Plain => sinks.push(Box::new(lines::Lines::new())),
+            View::Screen => sinks.push(open_screen(&path)),
             View::Quiet => {}
         }
         Ok(Self {
