@@ -203,7 +203,12 @@ fn list(args: &Where) -> Result<()> {
     let mut text = table(&rows);
     for run in &runs {
         if let Some(reason) = &run.reason {
-            text += &format!("{}: {}: {}\n", run.name, run.state.text(), one_line(reason));
+            text += &format!(
+                "{}: {}: {}\n",
+                one_line(&run.name),
+                run.state.text(),
+                one_line(reason)
+            );
         }
     }
     print(&text)
@@ -276,11 +281,11 @@ fn table(rows: &[Vec<String>]) -> String {
 
 /// The figures of a run with their names, in the order of a table.
 fn figures(run: &Overview) -> Vec<(&'static str, Option<String>)> {
-    vec![
+    let figures = [
         ("state", Some(run.state.text().to_owned())),
-        ("why", run.reason.as_deref().map(one_line)),
+        ("why", run.reason.clone()),
         ("mode", run.mode.clone()),
-        ("base", run.base.as_deref().map(one_line)),
+        ("base", run.base.clone()),
         ("device", run.device.clone()),
         ("steps", Some(steps(run))),
         ("perplexity", change(run)),
@@ -293,7 +298,11 @@ fn figures(run: &Overview) -> Vec<(&'static str, Option<String>)> {
         ("peak memory", run.peak_bytes.map(memory)),
         ("parameters", run.parameters.map(thousands)),
         ("trained", run.trained_parameters.map(thousands)),
-    ]
+    ];
+    let figures = figures.into_iter();
+    figures
+        .map(|(name, value)| (name, value.as_deref().map(one_line)))
+        .collect()
 }
 
 fn show(args: &ShowArgs) -> Result<()> {
@@ -327,7 +336,7 @@ fn show(args: &ShowArgs) -> Result<()> {
             environment
                 .memory_bytes
                 .map_or_else(|| "memory unknown".to_owned(), memory),
-            environment.version
+            one_line(&environment.version)
         );
         for part in &begin.data {
             let paths: Vec<_> = part
@@ -337,7 +346,7 @@ fn show(args: &ShowArgs) -> Result<()> {
                 .collect();
             text += &format!(
                 "  {:15} {}: {} rows, {} tokens, {} counted\n",
-                format!("data, {}", part.part),
+                one_line(&format!("data, {}", part.part)),
                 one_line(&paths.join(", ")),
                 thousands(part.rows),
                 thousands(part.tokens),

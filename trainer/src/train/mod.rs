@@ -371,9 +371,9 @@ impl Prepared {
             fit.config.to_toml()?.as_bytes(),
         )?;
         write_whole(&fit.folder.join(HEADER_FILE), &header)?;
-        let step = state.as_ref().map_or(0, |state| state.progress.step);
+        let resumed = state.as_ref().map(|state| state.progress.step);
         let folder = fit.folder.clone();
-        let mut reporter = Reporter::open(&fit.folder, step, view)?;
+        let mut reporter = Reporter::open(&fit.folder, resumed, view)?;
         let result = fit.run(model, state.as_ref(), until, &mut reporter);
         let ended = reporter.end(&result);
         if let Err(error) = crate::report::page::write(&folder, None) {

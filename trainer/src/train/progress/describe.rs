@@ -11,6 +11,7 @@ use crate::{
         model::{Transformer, visit_parameters},
     },
 };
+use burn::tensor::Device;
 use std::path::PathBuf;
 
 impl Begin {
@@ -33,12 +34,22 @@ impl Begin {
             run: config.name.clone(),
             mode: fit.record.mode.clone(),
             base: config.base.clone(),
-            device: format!("{:?}", fit.device.clone().inner()),
+            device: device_name(&fit.device),
             parameters,
             trained_parameters: count_trained(model) as u64,
             data,
             environment: Environment::here(config.threads),
         }
+    }
+}
+
+/// `cpu`, or what Burn calls it.
+fn device_name(device: &Device) -> String {
+    let name = format!("{:?}", device.clone().inner());
+    let name = name.strip_prefix("Device<").unwrap_or(&name);
+    match name.strip_suffix('>').unwrap_or(name) {
+        "Flex(Cpu)" => "cpu".to_owned(),
+        name => name.to_owned(),
     }
 }
 

@@ -20,9 +20,9 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file; lines after `step` are of steps that a resumed run does again, and go, and so does a torn one.
-    pub(super) fn open(path: &Path, step: u64) -> Result<Self> {
-        if step > 0 {
+    /// Opens the file: empty, or with what happened up to the step `resumed`. Later lines are of steps that are done again, and go.
+    pub(super) fn open(path: &Path, resumed: Option<u64>) -> Result<Self> {
+        if let Some(step) = resumed {
             let bytes = std::fs::read(path).unwrap_or_default();
             let text = String::from_utf8_lossy(&bytes);
             let keep =
@@ -36,9 +36,9 @@ impl Metrics {
         }
         let file = OpenOptions::new()
             .create(true)
-            .append(step > 0)
+            .append(resumed.is_some())
             .write(true)
-            .truncate(step == 0)
+            .truncate(resumed.is_none())
             .open(path)
             .with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self {
@@ -79,12 +79,12 @@ mod tests {
     fn a_resumed_run_loses_later_and_torn_lines() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let mut metrics = Metrics::open(&path, 0).unwrap();
+        let mut metrics = Metrics::open(&path, None).unwrap();
         for i in 1..=4 {
             metrics.event(&step(i)).unwrap();
         }
         metrics.file.write_all(b"{\"step\":5,\"lo\xff").unwrap();
-        let mut metrics = Metrics::open(&path, 2).unwrap();
+        let mut metrics = Metrics::open(&path, Some(2)).unwrap();
         metrics.event(&step(3)).unwrap();
         let steps = || -> Vec<_> {
             std::fs::read_to_string(&path)
@@ -94,7 +94,7 @@ mod tests {
                 .collect()
         };
         assert_eq!(steps(), [1, 2, 3]);
-        drop(Metrics::open(&path, 0).unwrap());
+        drop(Metrics::open(&path, None).unwrap());
         assert_eq!(steps(), [0; 0]);
     }
 }

@@ -7,6 +7,8 @@ mod describe;
 mod lines;
 mod metrics;
 mod screen;
+#[cfg(feature = "tensorboard")]
+mod tensorboard;
 
 use super::fit::Outcome;
 use crate::{
@@ -101,13 +103,19 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// Opens the metrics of the run in `folder`, which goes on after `step`, and a view of it.
+    /// Opens the metrics of the run in `folder`, which starts or goes on after the step `resumed`, and a view of it.
     ///
     /// # Errors
     /// When a file cannot be written.
-    pub fn open(folder: &Path, step: u64, view: View) -> Result<Self> {
+    pub fn open(folder: &Path, resumed: Option<u64>, view: View) -> Result<Self> {
         let path = folder.join(METRICS_FILE);
-        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(metrics::Metrics::open(&path, step)?)];
+        let mut sinks: Vec<Box<dyn Sink>> = vec![Box::new(metrics::Metrics::open(&path, resumed)?)];
+        #[cfg(feature = "tensorboard")]
+        sinks.push(Box::new(tensorboard::TensorBoard::open(
+            folder,
+            resumed,
+            crate::report::events::unix_seconds(),
+        )?));
         match view {
             View::Plain => sinks.push(Box::new(lines::Lines::new())),
             View::Screen => sinks.push(open_screen(&path)),
@@ -115,7 +123,7 @@ impl Reporter {
         }
         Ok(Self {
             sinks,
-            step,
+            step: resumed.unwrap_or(0),
             memory: None,
         })
     }
