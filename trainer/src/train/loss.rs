@@ -38,18 +38,42 @@ pub fn loss_sum(model: &Transformer, batch: &Batch) -> f64 {
 /// Sum of the cross-entropies, and the gradients of `scale` times that sum.
 pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f64, Gradients) {
     let hidden = model.hidden(batch); // [M, C]
+    let head = head_gradients(model, hidden.clone().inner(), batch, scale);
+    let surrogate = (hidden * Tensor::from_inner(head.d_hidden)).sum();
+    let mut gradients = take_gradients(model, surrogate.backward());
+    add_head(&mut gradients, model, head.d_head);
+    (head.sum, gradients)
+}
+
+/// What the output matrix gives.
+pub(super) struct HeadGradients {
+    /// Sum of the cross-entropies.
+    pub(super) sum: f64,
+    /// Of `scale` times the sum with respect to the hidden states. [M, C]
+    pub(super) d_hidden: Tensor<2>,
+    /// With respect to the output matrix, where it is trained. [V, C]
+    pub(super) d_head: Option<Tensor<2>>,
+}
+
+/// Loss and gradients of the output matrix, by chunks of rows of the hidden states, outside autodiff.
+pub(super) fn head_gradients(
+    model: &Transformer,
+    hidden: Tensor<2>,
+    batch: &Batch,
+    scale: f64,
+) -> HeadGradients {
     let head = model.head();
     let head_trained = head.is_require_grad();
-    let (inner, head) = (hidden.clone().inner(), head.inner());
+    let head = head.inner();
     let (mut sum, mut d_hidden, mut d_head) = (0.0, Vec::new(), None::<Tensor<2>>);
     for (start, len) in chunks(batch) {
-        let (loss, d_logits) = chunk_loss(&inner, &head, batch, (start, len), scale);
+        let (loss, d_logits) = chunk_loss(&hidden, &head, batch, (start, len), scale);
         sum += loss;
         if head_trained {
             let d = d_logits
                 .clone()
                 .transpose()
-                .matmul(inner.clone().narrow(0, start, len)); // [V, C]
+                .matmul(hidden.clone().narrow(0, start, len)); // [V, C]
             d_head = Some(match d_head {
                 Some(sum) => sum + d,
                 None => d,
@@ -57,20 +81,24 @@ pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f6
         }
         d_hidden.push(d_logits.matmul(head.clone()));
     }
-    let surrogate = (hidden * Tensor::from_inner(Tensor::cat(d_hidden, 0))).sum();
-    let mut gradients = take_gradients(model, surrogate.backward());
-    if let Some(d_head) = d_head {
-        let n = d_head.shape().num_elements();
-        let d_head = d_head.reshape([n]);
-        let name = model.head_name();
-        // A tied matrix also has a gradient from the embedding.
-        let sum = match gradients.remove(name) {
-            Some(embedding) => embedding + d_head,
-            None => d_head,
-        };
-        gradients.insert(name.to_owned(), sum);
+    HeadGradients {
+        sum,
+        d_hidden: Tensor::cat(d_hidden, 0),
+        d_head,
     }
-    (sum, gradients)
+}
+
+/// Adds the gradient of the output matrix, which also has one from the embedding where it is tied.
+pub(super) fn add_head(gradients: &mut Gradients, model: &Transformer, d_head: Option<Tensor<2>>) {
+    let Some(d_head) = d_head else { return };
+    let n = d_head.shape().num_elements();
+    let d_head = d_head.reshape([n]);
+    let name = model.head_name();
+    let sum = match gradients.remove(name) {
+        Some(embedding) => embedding + d_head,
+        None => d_head,
+    };
+    gradients.insert(name.to_owned(), sum);
 }
 
 fn chunks(batch: &Batch) -> impl Iterator<Item = (usize, usize)> {

@@ -14,6 +14,7 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod progress;
+pub mod recompute;
 pub mod shape;
 pub mod start;
 

@@ -347,22 +347,53 @@ impl Transformer {
 
     /// Hidden states of the counted positions, after the output norm. -> [M, C]
     pub fn hidden(&self, batch: &Batch) -> Tensor<2> {
+        let heads = self.heads(batch);
+        let x =
+            (0..self.blocks.len()).fold(self.embed(batch), |x, layer| self.block(layer, x, &heads));
+        self.leave(x, batch)
+    }
+
+    /// The extents of a batch's attention.
+    pub(super) fn heads(&self, batch: &Batch) -> Heads {
+        ops::heads(&self.spec, batch.n_rows, batch.n_tokens)
+    }
+
+    /// Blocks.
+    pub(super) fn n_blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// What enters the first block. -> [N, C]
+    pub(super) fn embed(&self, batch: &Batch) -> Tensor<2> {
         let device = self.token_embd.weight.val().device();
-        let (b, t) = (batch.n_rows, batch.n_tokens);
-        let mut x = self
+        let x = self
             .token_embd
             .weight
             .val()
-            .select(0, ints(&batch.tokens, &device)); // [N, C]
-        if let Some(positions) = &self.position_embd {
-            let ids: Vec<u32> = (0..b).flat_map(|_| 0..t as u32).collect();
-            x = x + positions.weight.val().select(0, ints(&ids, &device));
-        }
-        let heads = ops::heads(&self.spec, b, t);
-        for block in &self.blocks {
-            x = attention(block, x, &heads);
-            x = self.mlp(block, x);
-        }
+            .select(0, ints(&batch.tokens, &device));
+        let Some(positions) = &self.position_embd else {
+            return x;
+        };
+        let ids: Vec<u32> = (0..batch.n_rows)
+            .flat_map(|_| 0..batch.n_tokens as u32)
+            .collect();
+        x + positions.weight.val().select(0, ints(&ids, &device))
+    }
+
+    /// Whether what [`Self::embed`] gives has a gradient.
+    pub(super) fn trains_embedding(&self) -> bool {
+        self.token_embd.weight.val().is_require_grad()
+    }
+
+    /// One block. [N, C] -> [N, C]
+    pub(super) fn block(&self, layer: usize, x: Tensor<2>, heads: &Heads) -> Tensor<2> {
+        let block = &self.blocks[layer];
+        self.mlp(block, attention(block, x, heads))
+    }
+
+    /// What comes after the last block: the counted positions, normed. [N, C] -> [M, C]
+    pub(super) fn leave(&self, x: Tensor<2>, batch: &Batch) -> Tensor<2> {
+        let device = x.device();
         self.output_norm
             .forward(x.select(0, ints(&batch.counted, &device)))
     }
