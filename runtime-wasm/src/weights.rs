@@ -293,58 +293,11 @@ impl Planner<'_> {
     }
 
     fn layer(&mut self, layer: usize) -> Result<LayerWeights, RuntimeError> {
-        let ModelSpec {
-            n_embd,
-            n_ff,
-            head_dim,
-            n_head,
-            n_kv_head,
-            ..
-        } = *self.spec;
+        let ModelSpec { n_embd, n_ff, .. } = *self.spec;
         let at = Some(layer);
-        let attn_norm = Some([Role::AttnNorm, Role::AttnNormBias]);
         let ffn_norm = Some([Role::FfnNorm, Role::FfnNormBias]);
-        let width = (n_head + 2 * n_kv_head) * head_dim;
-        let qkv = Wanted {
-            label: "qkv",
-            layer: at,
-            roles: &[],
-            paired: false,
-            norm: attn_norm,
-            bias: &[],
-            width,
-            first_out: 0,
-        };
-        let qkv = if self.entry(Role::AttnQkv, at).is_some() {
-            vec![self.matrix(&Wanted {
-                roles: &[Role::AttnQkv],
-                bias: &[Role::AttnQkvBias],
-                ..qkv
-            })?]
-        } else if self.one_type(&[Role::AttnQ, Role::AttnK, Role::AttnV], at)? {
-            vec![self.matrix(&Wanted {
-                roles: &[Role::AttnQ, Role::AttnK, Role::AttnV],
-                bias: &[Role::AttnQBias, Role::AttnKBias, Role::AttnVBias],
-                ..qkv
-            })?]
-        } else {
-            let (n_q, n_kv) = (n_head * head_dim, n_kv_head * head_dim);
-            [
-                (Role::AttnQ, Role::AttnQBias, 0),
-                (Role::AttnK, Role::AttnKBias, n_q),
-                (Role::AttnV, Role::AttnVBias, n_q + n_kv),
-            ]
-            .map(|(role, bias, first_out)| {
-                self.matrix(&Wanted {
-                    roles: &[role],
-                    bias: &[bias],
-                    first_out,
-                    ..qkv
-                })
-            })
-            .into_iter()
-            .collect::<Result<_, _>>()?
-        };
+        let qkv = self.qkv(layer)?;
+        let head_norms = self.head_norms(layer)?;
         let plain = |label, roles, bias| Wanted {
             label,
             layer: at,
@@ -355,7 +308,6 @@ impl Planner<'_> {
             width: n_embd,
             first_out: 0,
         };
-        let head_norms = self.head_norms(layer)?;
         let attn_out = self.matrix(&plain(
             "attn_out",
             &[Role::AttnOutput],
@@ -394,6 +346,58 @@ impl Planner<'_> {
             up,
             down,
         })
+    }
+
+    /// One matrix of q, k and v where they are of one type, else three.
+    fn qkv(&mut self, layer: usize) -> Result<Vec<usize>, RuntimeError> {
+        let ModelSpec {
+            head_dim,
+            n_head,
+            n_kv_head,
+            ..
+        } = *self.spec;
+        let at = Some(layer);
+        let width = (n_head + 2 * n_kv_head) * head_dim;
+        let qkv = Wanted {
+            label: "qkv",
+            layer: at,
+            roles: &[],
+            paired: false,
+            norm: Some([Role::AttnNorm, Role::AttnNormBias]),
+            bias: &[],
+            width,
+            first_out: 0,
+        };
+        if self.entry(Role::AttnQkv, at).is_some() {
+            Ok(vec![self.matrix(&Wanted {
+                roles: &[Role::AttnQkv],
+                bias: &[Role::AttnQkvBias],
+                ..qkv
+            })?])
+        } else if self.one_type(&[Role::AttnQ, Role::AttnK, Role::AttnV], at)? {
+            Ok(vec![self.matrix(&Wanted {
+                roles: &[Role::AttnQ, Role::AttnK, Role::AttnV],
+                bias: &[Role::AttnQBias, Role::AttnKBias, Role::AttnVBias],
+                ..qkv
+            })?])
+        } else {
+            let (n_q, n_kv) = (n_head * head_dim, n_kv_head * head_dim);
+            [
+                (Role::AttnQ, Role::AttnQBias, 0),
+                (Role::AttnK, Role::AttnKBias, n_q),
+                (Role::AttnV, Role::AttnVBias, n_q + n_kv),
+            ]
+            .map(|(role, bias, first_out)| {
+                self.matrix(&Wanted {
+                    roles: &[role],
+                    bias: &[bias],
+                    first_out,
+                    ..qkv
+                })
+            })
+            .into_iter()
+            .collect()
+        }
     }
 
     fn head_norms(&mut self, layer: usize) -> Result<Option<Buffer>, RuntimeError> {

@@ -361,6 +361,15 @@ impl Keys<'_> {
         if let Some(n) = self.optional_count("expert_count")?.filter(|n| *n > 0) {
             return Err(self.unsupported("expert_count", &n));
         }
+        // What llama.cpp multiplies the scores by beside a longer context.
+        let factor = self.optional_float("rope.scaling.attn_factor")?;
+        if let Some(factor) = factor.filter(|factor| ![0.0, 1.0].contains(factor)) {
+            return Err(self.unsupported("rope.scaling.attn_factor", &factor));
+        }
+        // Models that embed texts look at what follows, too.
+        if self.metadata.bool(&self.key("attention.causal")) == Some(false) {
+            return Err(self.unsupported("attention.causal", &false));
+        }
         let value_length = self.optional_count("attention.value_length")?;
         if let Some(n) = value_length.filter(|n| *n != head_dim) {
             return Err(self.unsupported("attention.value_length", &n));

@@ -79,7 +79,7 @@ pub enum Position {
 pub enum Pairing {
     /// 2i and 2i + 1: Llama, whose q and k rows are reordered on the way from Hugging Face's files.
     Neighbours,
-    /// i and i + dim / 2, which llama.cpp calls NeoX: Qwen, whose rows stay as Hugging Face has them.
+    /// i and i + dim / 2, which llama.cpp calls `NeoX`: Qwen, whose rows stay as Hugging Face has them.
     Halves,
 }
 

@@ -511,6 +511,39 @@ fn numbers_of_a_hostile_file_are_bounded() {
         });
         assert!(!message.is_empty(), "{key}");
     }
+    for (key, value) in [
+        ("qwen3.attention.key_length", Value::U32(31)),
+        ("qwen3.attention.key_length", Value::U32(0)),
+        ("qwen3.attention.key_length", Value::U32(u32::MAX)),
+        ("qwen3.attention.key_length", Value::F32(32.0)),
+        ("qwen3.attention.value_length", Value::U32(16)),
+        ("qwen3.rope.dimension_count", Value::U32(16)),
+        ("qwen3.rope.scaling.type", Value::String("yarn".into())),
+        ("qwen3.rope.scaling.attn_factor", Value::F32(1.2)),
+        ("qwen3.attention.causal", Value::Bool(false)),
+        ("qwen3.attention.head_count_kv", Value::U32(3)),
+        ("qwen3.block_count", Value::U32(u32::MAX)),
+        ("general.architecture", Value::String("qwen2".into())),
+        ("general.architecture", Value::String("qwen3moe".into())),
+    ] {
+        let message = refusal(Family::Qwen3, |header| {
+            header.metadata.set(key, value.clone());
+        });
+        assert!(!message.is_empty(), "{key}");
+    }
+    let norm = refusal(Family::Qwen3, |header| {
+        let idx = index(header, "blk.1.attn_k_norm.weight");
+        header.tensors[idx].shape = vec![64];
+    });
+    assert!(
+        norm.contains("`blk.1.attn_k_norm.weight` has the shape [64]"),
+        "{norm}"
+    );
+    let bias = refusal(Family::Qwen2, |header| {
+        let idx = index(header, "blk.0.attn_v.bias");
+        header.tensors.remove(idx);
+    });
+    assert!(bias.contains("`blk.0.attn_v.bias` is missing"), "{bias}");
     for key in [
         "general.architecture",
         "llama.block_count",

@@ -61,6 +61,20 @@ pub const NAMED: &[Named] = &[
         ],
     },
     Named {
+        name: "qwen2.5-0.5b-instruct",
+        about: "Qwen2.5 0.5B, chat, 32k context, Apache-2.0",
+        origins: &[Origin::Hub {
+            repo: "Qwen/Qwen2.5-0.5B-Instruct",
+        }],
+    },
+    Named {
+        name: "qwen3-0.6b",
+        about: "Qwen3 0.6B, chat, 40k context, Apache-2.0",
+        origins: &[Origin::Hub {
+            repo: "Qwen/Qwen3-0.6B",
+        }],
+    },
+    Named {
         name: "gpt2",
         about: "GPT-2 124M, 1k context, MIT",
         origins: &[Origin::Hub {

@@ -40,7 +40,11 @@ pub fn random_parameters(spec: &ModelSpec, seed: u64) -> Parameters {
             INIT_STD
         };
         match entry.role {
-            _ if entry.burn.ends_with(".gamma") => vec![1.0; n],
+            Role::AttnNorm
+            | Role::AttnQNorm
+            | Role::AttnKNorm
+            | Role::FfnNorm
+            | Role::OutputNorm => vec![1.0; n],
             _ if entry.shape.len() == 1 => vec![0.0; n],
             _ => normal.values(n, std),
         }
