@@ -39,8 +39,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two pictures.
+/// Between two pictures, at least.
 const FRAME: Duration = Duration::from_millis(100);
+/// Between two pictures when no key was pressed: drawing takes from the training.
+const CALM: Duration = Duration::from_millis(250);
+/// The clock goes on by itself.
+const TICK: Duration = Duration::from_secs(1);
 /// A key that is held down is not pressed twice.
 const KEY_REPEAT: Duration = Duration::from_millis(700);
 /// Lines that are said again on the normal screen at the end.
@@ -193,7 +197,7 @@ fn show(
     let mut said = VecDeque::new();
     let mut keys = Keys::default();
     let mut drawn: Option<Instant> = None;
-    let mut changed = true;
+    let (mut changed, mut pressed) = (true, false);
     loop {
         loop {
             match receiver.try_recv() {
@@ -214,15 +218,18 @@ fn show(
         if !model.stopping && interrupt::is_asked() {
             (model.stopping, changed) = (true, true);
         }
-        // The clock goes on by itself.
-        if changed || drawn.is_none_or(|drawn| drawn.elapsed() >= Duration::from_secs(1)) {
+        let due = drawn.is_none_or(|drawn| {
+            let since = drawn.elapsed();
+            pressed || since >= TICK || (changed && since >= CALM)
+        });
+        if due {
             if !picture(&mut terminal, &model, look) {
                 return said;
             }
             (drawn, changed) = (Some(Instant::now()), false);
         }
         match keys.wait(FRAME, &mut model) {
-            Ok(any) => changed |= any,
+            Ok(any) => pressed = any,
             Err(_) => return said,
         }
         if let Some(left) = drawn.and_then(|drawn| FRAME.checked_sub(drawn.elapsed())) {
