@@ -4,5 +4,7 @@
 //! the instruction set: blocks have fixed sizes, and every sum has a fixed order, of fused multiply-adds.
 
 pub mod gemm;
+mod wide;
 
 pub use gemm::{Isa, Operand, Strided, gemm};
+pub use wide::wide;

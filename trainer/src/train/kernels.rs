@@ -10,13 +10,18 @@
 )]
 
 use fledgling_core::spec::Pairing;
+use fledgling_kernels::{
+    Strided,
+    gemm::{Start, gemm, gemm_serial},
+    wide,
+};
 use rayon::prelude::*;
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 /// Rows whose contributions to a parameter's gradient are summed by one task.
 const ROWS_PER_SUM: usize = 64;
 /// Lanes of a dot product: what the compiler turns into vectors.
-const LANES: usize = 8;
+const LANES: usize = 32;
 /// `sqrt(2 / pi)` and the cubic coefficient of GELU's tanh form (Hendrycks and Gimpel, 2016).
 const GELU_SCALE: f32 = 0.797_884_6;
 const GELU_CUBIC: f32 = 0.044_715;
@@ -356,19 +361,124 @@ impl Heads {
     }
 }
 
-/// Probabilities of one query over the keys up to it, into `p`. `k` is rotated. [t + 1]
-fn probabilities(q: &[f32], k: &[f32], scale: f32, p: &mut [f32]) {
-    let mut max = f32::NEG_INFINITY;
-    for (p, k) in p.iter_mut().zip(k.chunks_exact(q.len())) {
-        *p = dot(q, k) * scale;
-        max = max.max(*p);
+/// Turns scores into probabilities, in place; the first `n` count, the others become 0.
+#[inline(always)]
+fn softmax(row: &mut [f32], n: usize, scale: f32) {
+    let (row, rest) = row.split_at_mut(n);
+    rest.fill(0.0);
+    let max = maximum(row) * scale;
+    for p in row.iter_mut() {
+        *p = exp(*p * scale - max);
     }
-    for p in p.iter_mut() {
-        *p = exp(*p - max);
-    }
-    let inverse = 1.0 / sum(p.len(), |s| p[s]);
-    for p in p.iter_mut() {
+    let inverse = 1.0 / sum(n, |s| row[s]);
+    for p in row.iter_mut() {
         *p *= inverse;
+    }
+}
+
+/// The largest value. -infinity for none.
+#[inline(always)]
+fn maximum(x: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, tail) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (lane, x) in lanes.iter_mut().zip(chunk) {
+            *lane = larger(*lane, *x);
+        }
+    }
+    lanes
+        .into_iter()
+        .chain(tail.iter().copied())
+        .fold(f32::NEG_INFINITY, larger)
+}
+
+/// Queries of a head that are computed together: their scores against all keys are what attention holds.
+const QUERIES: usize = 64;
+
+/// Probabilities of `queries` of a head over the keys up to the last of them. `q` and `k` are rotated. `p` [queries, T],
+/// of which as many columns are filled as there are such keys.
+fn probabilities(q: &[f32], k: &[f32], queries: &Range<usize>, heads: &Heads, p: &mut [f32]) {
+    let (t, d) = (heads.n_tokens, heads.head_dim);
+    let size = [queries.len(), queries.end, d];
+    let q = Strided::rows(&q[queries.start * d..], d);
+    gemm_serial(size, &q, &Strided::rows(k, d), Start::Zero, p, t);
+    let scale = 1.0 / (d as f32).sqrt();
+    wide(
+        #[inline(always)]
+        || {
+            for (query, row) in queries.clone().zip(p.chunks_mut(t)) {
+                softmax(&mut row[..queries.end], query + 1, scale);
+            }
+        },
+    );
+}
+
+/// Blocks of queries.
+fn query_blocks(t: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..t)
+        .step_by(QUERIES)
+        .map(move |first| first..(first + QUERIES).min(t))
+}
+
+/// `A · B` of matrices in rows, each as it is or transposed. -> [m, n]
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    /// Rows of the result.
+    pub m: usize,
+    /// Columns of the result.
+    pub n: usize,
+    /// Length of the sums.
+    pub k: usize,
+    /// A is stored as [k, m] and not [m, k].
+    pub a_transposed: bool,
+    /// B is stored as [n, k] and not [k, n].
+    pub b_transposed: bool,
+}
+
+impl Product {
+    /// The product.
+    pub fn forward(&self, a: &[f32], b: &[f32]) -> Vec<f32> {
+        let mut c = vec![0.0; self.m * self.n];
+        let a = strided(a, self.m, self.k, !self.a_transposed);
+        let b = strided(b, self.n, self.k, self.b_transposed);
+        gemm(self.m, self.n, self.k, &a, &b, Start::Zero, &mut c);
+        c
+    }
+
+    /// Gradient of A as it is stored, from that of the product.
+    pub fn da(&self, b: &[f32], dc: &[f32]) -> Vec<f32> {
+        let (m, n, k) = (self.m, self.n, self.k);
+        let mut da = vec![0.0; m * k];
+        let (dc, b) = (Strided::rows(dc, n), strided(b, k, n, !self.b_transposed));
+        if self.a_transposed {
+            gemm(k, m, n, &b, &dc, Start::Zero, &mut da);
+        } else {
+            gemm(m, k, n, &dc, &b, Start::Zero, &mut da);
+        }
+        da
+    }
+
+    /// Gradient of B as it is stored, from that of the product.
+    pub fn db(&self, a: &[f32], dc: &[f32]) -> Vec<f32> {
+        let (m, n, k) = (self.m, self.n, self.k);
+        let mut db = vec![0.0; k * n];
+        let (dc, a) = (Strided::columns(dc, n), strided(a, k, m, self.a_transposed));
+        if self.b_transposed {
+            gemm(n, k, m, &dc, &a, Start::Zero, &mut db);
+        } else {
+            gemm(k, n, m, &a, &dc, Start::Zero, &mut db);
+        }
+        db
+    }
+}
+
+/// A matrix of `lanes` by `depth`, whose lanes are stored as rows or as columns.
+fn strided(data: &[f32], lanes: usize, depth: usize, in_rows: bool) -> Strided<'_> {
+    if in_rows {
+        Strided::rows(data, depth)
+    } else {
+        Strided::columns(data, lanes)
     }
 }
 
@@ -377,20 +487,23 @@ fn probabilities(q: &[f32], k: &[f32], scale: f32, p: &mut [f32]) {
 /// Padding stands on the right, so that the causal order keeps it out of every position before it.
 pub fn attention(q: &[f32], k: &[f32], v: &[f32], heads: &Heads) -> Vec<f32> {
     let (t, d, group) = (heads.n_tokens, heads.head_dim, heads.group());
-    let scale = 1.0 / (d as f32).sqrt();
     let one = |(row, kv): (usize, usize)| -> Vec<Vec<f32>> {
         let k = heads.head(k, heads.n_kv_head, row, kv, true);
         let v = heads.head(v, heads.n_kv_head, row, kv, false);
-        let mut p = vec![0.0; t];
+        let mut p = vec![0.0; QUERIES.min(t) * t];
         let mut query_head = |head: usize| {
             let q = heads.head(q, heads.n_head, row, head, true);
             let mut y = vec![0.0; t * d];
-            for (token, (q, y)) in q.chunks_exact(d).zip(y.chunks_exact_mut(d)).enumerate() {
-                let p = &mut p[..=token];
-                probabilities(q, &k, scale, p);
-                for (&p, v) in p.iter().zip(v.chunks_exact(d)) {
-                    axpy(p, v, y);
-                }
+            for queries in query_blocks(t) {
+                probabilities(&q, &k, &queries, heads, &mut p);
+                gemm_serial(
+                    [queries.len(), d, queries.end],
+                    &Strided::rows(&p, t),
+                    &Strided::columns(&v, d),
+                    Start::Zero,
+                    &mut y[queries.start * d..queries.end * d],
+                    d,
+                );
             }
             y
         };
@@ -409,6 +522,22 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], heads: &Heads) -> Vec<f32> {
     out
 }
 
+/// From the gradients of probabilities to those of scores, in place. `p` and `d` [n, T]
+fn score_gradients(p: &[f32], d: &mut [f32], n: usize, n_keys: usize, t: usize, scale: f32) {
+    wide(
+        #[inline(always)]
+        || {
+            for (p, d) in p.chunks(t).zip(d.chunks_mut(t)).take(n) {
+                let (p, d) = (&p[..n_keys], &mut d[..n_keys]);
+                let mean = dot(p, d);
+                for (d, p) in d.iter_mut().zip(p) {
+                    *d = p * (*d - mean) * scale;
+                }
+            }
+        },
+    );
+}
+
 /// dq, dk and dv of [`attention`]. The probabilities are computed again: keeping them would cost T² memory.
 pub fn attention_backward(
     q: &[f32],
@@ -423,30 +552,54 @@ pub fn attention_backward(
         let k = heads.head(k, heads.n_kv_head, row, kv, true);
         let v = heads.head(v, heads.n_kv_head, row, kv, false);
         let (mut dk, mut dv) = (vec![0.0; t * d], vec![0.0; t * d]);
-        let (mut p, mut ds) = (vec![0.0; t], vec![0.0; t]);
+        let n = QUERIES.min(t) * t;
+        let (mut p, mut ds) = (vec![0.0; n], vec![0.0; n]);
         let mut query_head = |head: usize| {
             let q = heads.head(q, heads.n_head, row, head, true);
             let dy = heads.head(dy, heads.n_head, row, head, false);
             let mut dq = vec![0.0; t * d];
-            for (token, dq) in dq.chunks_exact_mut(d).enumerate() {
-                let (q, dy) = (&q[token * d..][..d], &dy[token * d..][..d]);
-                let (p, ds) = (&mut p[..=token], &mut ds[..=token]);
-                probabilities(q, &k, scale, p);
-                for (ds, v) in ds.iter_mut().zip(v.chunks_exact(d)) {
-                    *ds = dot(dy, v);
-                }
-                let mean = dot(p, ds);
-                for s in 0..=token {
-                    let (k, dk, dv) = (
-                        &k[s * d..][..d],
-                        &mut dk[s * d..][..d],
-                        &mut dv[s * d..][..d],
-                    );
-                    let ds = p[s] * (ds[s] - mean) * scale;
-                    axpy(p[s], dy, dv);
-                    axpy(ds, q, dk);
-                    axpy(ds, k, dq);
-                }
+            for queries in query_blocks(t) {
+                let (n, n_keys) = (queries.len(), queries.end);
+                let of_block = queries.start * d..queries.end * d;
+                probabilities(&q, &k, &queries, heads, &mut p);
+                let dy_rows = Strided::rows(&dy[of_block.clone()], d);
+                gemm_serial(
+                    [n, n_keys, d],
+                    &dy_rows,
+                    &Strided::rows(&v, d),
+                    Start::Zero,
+                    &mut ds,
+                    t,
+                );
+                score_gradients(&p, &mut ds, n, n_keys, t, scale);
+                let k_columns = Strided::columns(&k, d);
+                let dq = &mut dq[of_block.clone()];
+                gemm_serial(
+                    [n, d, n_keys],
+                    &Strided::rows(&ds, t),
+                    &k_columns,
+                    Start::Zero,
+                    dq,
+                    d,
+                );
+                let q_columns = Strided::columns(&q[of_block.clone()], d);
+                gemm_serial(
+                    [n_keys, d, n],
+                    &Strided::columns(&ds, t),
+                    &q_columns,
+                    Start::Add,
+                    &mut dk[..n_keys * d],
+                    d,
+                );
+                let dy_columns = Strided::columns(&dy[of_block], d);
+                gemm_serial(
+                    [n_keys, d, n],
+                    &Strided::columns(&p, t),
+                    &dy_columns,
+                    Start::Add,
+                    &mut dv[..n_keys * d],
+                    d,
+                );
             }
             heads.unrotate(&mut dq);
             dq
@@ -478,16 +631,22 @@ pub fn cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> f64 {
         .par_chunks_mut(v)
         .zip(targets.par_iter())
         .map(|(row, &target)| {
-            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let max = maximum(row);
             let picked = row[target as usize] - max;
-            for value in row.iter_mut() {
-                *value = exp(*value - max);
-            }
-            let total = sum(v, |i| row[i]);
-            let factor = scale / total;
-            for value in row.iter_mut() {
-                *value *= factor;
-            }
+            let total = wide(
+                #[inline(always)]
+                || {
+                    for value in row.iter_mut() {
+                        *value = exp(*value - max);
+                    }
+                    let total = sum(v, |i| row[i]);
+                    let factor = scale / total;
+                    for value in row.iter_mut() {
+                        *value *= factor;
+                    }
+                    total
+                },
+            );
             row[target as usize] -= scale;
             f64::from(total).ln() - f64::from(picked)
         })
@@ -623,6 +782,40 @@ mod tests {
             check_gradient(&|k| attention(&q, k, &v, &heads), &k, &dy, &dk);
             check_gradient(&|v| attention(&q, &k, v, &heads), &v, &dy, &dv);
         }
+    }
+
+    #[test]
+    fn products_have_the_gradients_of_their_factors() {
+        let (m, n, k) = (3, 5, 4);
+        let (a, b, dy) = (values(m * k, 1), values(k * n, 2), values(m * n, 3));
+        let mut of_plain = None;
+        for (a_transposed, b_transposed) in
+            [(false, false), (false, true), (true, false), (true, true)]
+        {
+            let product = Product {
+                m,
+                n,
+                k,
+                a_transposed,
+                b_transposed,
+            };
+            let turned = |x: &[f32], rows: usize, columns: usize, turn: bool| -> Vec<f32> {
+                let at = |idx: usize| idx % rows * columns + idx / rows;
+                (0..x.len())
+                    .map(|idx| x[if turn { at(idx) } else { idx }])
+                    .collect()
+            };
+            let (a, b) = (
+                turned(&a, m, k, a_transposed),
+                turned(&b, k, n, b_transposed),
+            );
+            let y = product.forward(&a, &b);
+            assert_eq!(of_plain.get_or_insert_with(|| y.clone()), &y);
+            check_gradient(&|a| product.forward(a, &b), &a, &dy, &product.da(&b, &dy));
+            check_gradient(&|b| product.forward(&a, b), &b, &dy, &product.db(&a, &dy));
+        }
+        let exact: f32 = (0..k).map(|p| a[p] * b[p * n]).sum();
+        assert!((of_plain.unwrap()[0] - exact).abs() < 1e-5);
     }
 
     #[test]

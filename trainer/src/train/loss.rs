@@ -8,6 +8,7 @@
 use super::{
     kernels,
     model::{Batch, Transformer, take_gradients, to_vec},
+    ops,
 };
 use burn::tensor::{Tensor, TensorData};
 use std::collections::BTreeMap;
@@ -20,10 +21,11 @@ pub type Gradients = BTreeMap<String, Tensor<1>>;
 
 /// Logits at the counted positions. [M, V]
 pub fn logits(model: &Transformer, batch: &Batch) -> Tensor<2> {
-    model
-        .hidden(batch)
-        .inner()
-        .matmul(model.head().inner().transpose())
+    ops::product(
+        model.hidden(batch).inner(),
+        model.head().inner(),
+        [false, true],
+    )
 }
 
 /// Sum of the cross-entropies at the counted positions (nats), without gradients.
@@ -70,16 +72,14 @@ pub(super) fn head_gradients(
         let (loss, d_logits) = chunk_loss(&hidden, &head, batch, (start, len), scale);
         sum += loss;
         if head_trained {
-            let d = d_logits
-                .clone()
-                .transpose()
-                .matmul(hidden.clone().narrow(0, start, len)); // [V, C]
+            let of_chunk = hidden.clone().narrow(0, start, len);
+            let d = ops::product(d_logits.clone(), of_chunk, [true, false]); // [V, C]
             d_head = Some(match d_head {
                 Some(sum) => sum + d,
                 None => d,
             });
         }
-        d_hidden.push(d_logits.matmul(head.clone()));
+        d_hidden.push(ops::product(d_logits, head.clone(), [false, false]));
     }
     HeadGradients {
         sum,
@@ -116,10 +116,8 @@ fn chunk_loss(
     (start, len): (usize, usize),
     scale: f64,
 ) -> (f64, Tensor<2>) {
-    let logits = hidden
-        .clone()
-        .narrow(0, start, len)
-        .matmul(head.clone().transpose());
+    let of_chunk = hidden.clone().narrow(0, start, len);
+    let logits = ops::product(of_chunk, head.clone(), [false, true]);
     let (shape, device) = (logits.dims(), logits.device());
     let mut values = to_vec(logits);
     let loss = kernels::cross_entropy(

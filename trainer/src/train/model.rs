@@ -45,12 +45,10 @@ pub struct Linear {
 impl Linear {
     /// [N, in] -> [N, out]
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let mut y = x.clone().matmul(self.weight.val().transpose());
+        let mut y = ops::product(x.clone(), self.weight.val(), [false, true]);
         if let Some(lora) = &self.lora {
-            let low = x
-                .matmul(lora.lora_a.val().transpose())
-                .mul_scalar(lora.scale); // [N, rank]
-            y = y + low.matmul(lora.lora_b.val().transpose());
+            let low = ops::product(x, lora.lora_a.val(), [false, true]).mul_scalar(lora.scale); // [N, rank]
+            y = y + ops::product(low, lora.lora_b.val(), [false, true]);
         }
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze(),

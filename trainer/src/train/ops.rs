@@ -1,7 +1,7 @@
 //! The operations between the matrix products as operations of Burn's with a backward pass of their own: [`kernels`] on
 //! the CPU, through Burn's extension points. Shapes as in [`super::model`].
 
-use super::kernels::{self, Heads};
+use super::kernels::{self, Heads, Product};
 use burn::{
     backend::{
         Autodiff, Backend, Dispatch, Flex,
@@ -13,7 +13,7 @@ use burn::{
         backend_extension,
         tensor::FloatTensor,
     },
-    tensor::{Tensor, TensorData},
+    tensor::{Shape, Tensor, TensorData},
 };
 use fledgling_core::spec::{ModelSpec, Pairing, Position};
 
@@ -36,9 +36,21 @@ pub enum Op {
     Gelu,
     /// q [N, H * D], k [N, KV * D], v [N, KV * D]
     Attention(Heads),
+    /// a, b
+    Product(Product),
 }
 
-/// Operations by the number of their inputs; the output has the shape of the first.
+impl Op {
+    /// Shape of the output, from that of the first input.
+    fn output_shape(&self, first: &Shape) -> Shape {
+        match self {
+            Self::Product(product) => Shape::from([product.m, product.n]),
+            _ => first.clone(),
+        }
+    }
+}
+
+/// Operations by the number of their inputs; the output has the shape of the first, but for products.
 #[backend_extension(Flex, Autodiff)]
 pub trait FusedOps: Backend {
     /// One input.
@@ -164,8 +176,12 @@ impl Kernels for Flex {
             Op::SwiGlu => kernels::swiglu(x[0], x[1]),
             Op::Gelu => kernels::gelu(x[0]),
             Op::Attention(heads) => kernels::attention(x[0], x[1], x[2], heads),
+            Op::Product(product) => product.forward(x[0], x[1]),
         };
-        tensor(y, &inputs[0])
+        FlexTensor::from_data(TensorData::new(
+            y,
+            op.output_shape(inputs[0].layout().shape()),
+        ))
     }
 
     fn backward<const N: usize>(
@@ -198,6 +214,10 @@ impl Kernels for Flex {
             Op::Attention(heads) => kernels::attention_backward(x[0], x[1], x[2], dy, heads)
                 .map(Some)
                 .into(),
+            Op::Product(product) => vec![
+                want(0).then(|| product.da(x[1], dy)),
+                want(1).then(|| product.db(x[0], dy)),
+            ],
         };
         let mut gradients = gradients.into_iter();
         inputs.each_ref().map(|input| {
@@ -206,6 +226,35 @@ impl Kernels for Flex {
                 .flatten()
                 .map(|values| tensor(values, input))
         })
+    }
+}
+
+/// `a · b`, each as it is or transposed.
+pub fn product(a: Tensor<2>, b: Tensor<2>, [a_transposed, b_transposed]: [bool; 2]) -> Tensor<2> {
+    let ([m, k], [k_of_b, n]) = (
+        turned(a.dims(), a_transposed),
+        turned(b.dims(), b_transposed),
+    );
+    assert_eq!(k, k_of_b, "the factors do not fit each other");
+    let product = Product {
+        m,
+        n,
+        k,
+        a_transposed,
+        b_transposed,
+    };
+    Tensor::from_dispatch(Dispatch::fused2(
+        a.into_dispatch(),
+        b.into_dispatch(),
+        Op::Product(product),
+    ))
+}
+
+fn turned([rows, columns]: [usize; 2], turn: bool) -> [usize; 2] {
+    if turn {
+        [columns, rows]
+    } else {
+        [rows, columns]
     }
 }
 
