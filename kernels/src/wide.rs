@@ -5,7 +5,10 @@ use crate::Isa;
 /// Calls `f`, compiled for the widest vectors of this CPU where it is inlined (give it `#[inline(always)]`). The results
 /// are the same bits: the compiler neither reorders sums nor fuses multiplications with additions.
 #[inline(always)]
-#[expect(clippy::inline_always, reason = "the loops in `f` must meet the target features")]
+#[expect(
+    clippy::inline_always,
+    reason = "the loops in `f` must meet the target features"
+)]
 pub fn wide<R>(f: impl FnOnce() -> R) -> R {
     match Isa::best() {
         #[cfg(target_arch = "x86_64")]
