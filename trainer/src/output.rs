@@ -93,9 +93,10 @@ pub fn spinner(what: &str) -> ProgressBar {
 }
 
 fn bar(what: &str, total: Option<u64>, template: &str) -> ProgressBar {
-    let target = match note_taker().is_some() {
-        true => ProgressDrawTarget::hidden(),
-        false => ProgressDrawTarget::stderr_with_hz(10),
+    let target = if note_taker().is_some() {
+        ProgressDrawTarget::hidden()
+    } else {
+        ProgressDrawTarget::stderr_with_hz(10)
     };
     let bar = ProgressBar::with_draw_target(total, target);
     if let Ok(style) = ProgressStyle::with_template(template) {

@@ -223,10 +223,12 @@ impl Line {
         let mut value: serde_json::Value = serde_json::from_str(text).ok()?;
         let fields = value.as_object_mut()?;
         if !fields.contains_key("event") {
-            let event = match fields.contains_key("valid_loss") {
-                true => "validation",
-                false if fields.contains_key("loss") => "step",
-                false => return None,
+            let event = if fields.contains_key("valid_loss") {
+                "validation"
+            } else if fields.contains_key("loss") {
+                "step"
+            } else {
+                return None;
             };
             fields.insert("event".to_owned(), event.into());
         }

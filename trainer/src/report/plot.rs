@@ -231,9 +231,10 @@ fn label_for(axis: Axis) -> impl Fn(f64) -> String {
         _ => {
             let n_digits = (-(step / 2.0).log10().floor()).clamp(0.0, 6.0) as usize;
             let text = format!("{value:.n_digits$}");
-            match text.contains('.') {
-                true => text.trim_end_matches('0').trim_end_matches('.').to_owned(),
-                false => text,
+            if text.contains('.') {
+                text.trim_end_matches('0').trim_end_matches('.').to_owned()
+            } else {
+                text
             }
         }
     }

@@ -51,7 +51,7 @@ struct Value {
     #[prost(string, tag = "1")]
     tag: String,
     #[prost(float, optional, tag = "2")]
-    simple_value: Option<f32>,
+    scalar: Option<f32>,
     #[prost(message, optional, tag = "8")]
     tensor: Option<Tensor>,
     #[prost(message, optional, tag = "9")]
@@ -95,7 +95,7 @@ struct PluginData {
 fn scalar(tag: &str, value: f64) -> Value {
     Value {
         tag: tag.to_owned(),
-        simple_value: Some(value as f32),
+        scalar: Some(value as f32),
         ..Value::default()
     }
 }
@@ -103,7 +103,7 @@ fn scalar(tag: &str, value: f64) -> Value {
 /// A text as the text plugin takes it: a tensor with one string. Indented, so that its Markdown shows it as it is.
 fn text(tag: String, sample: &Sample) -> Value {
     let whole = format!("{}{}", sample.prompt, sample.text);
-    let shown: String = whole.lines().map(|line| format!("    {line}\n")).collect();
+    let lines: Vec<_> = whole.lines().map(|line| format!("    {line}\n")).collect();
     Value {
         tag,
         tensor: Some(Tensor {
@@ -111,7 +111,7 @@ fn text(tag: String, sample: &Sample) -> Value {
             shape: Some(Shape {
                 dim: vec![Dim { size: 1 }],
             }),
-            string_val: vec![shown.into_bytes()],
+            string_val: vec![lines.concat().into_bytes()],
         }),
         metadata: Some(Metadata {
             plugin_data: Some(PluginData {
