@@ -9,6 +9,11 @@ use std::{
 };
 use tempfile::NamedTempFile;
 
+/// How the name of a file under construction begins.
+pub const STAGED_PREFIX: &str = ".fledgling-";
+/// How it ends.
+pub const STAGED_SUFFIX: &str = ".tmp";
+
 /// A file under construction. Dropped without [`Self::commit`], it leaves nothing behind.
 #[derive(Debug)]
 pub struct Staged {
@@ -33,7 +38,7 @@ impl Staged {
             )
         })?;
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".fledgling-").suffix(".tmp");
+        builder.prefix(STAGED_PREFIX).suffix(STAGED_SUFFIX);
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666)); // the umask takes its share
         let file = builder.tempfile_in(folder).with_context(|| {
@@ -176,8 +181,9 @@ pub fn folder_of(path: &Path) -> &Path {
     }
 }
 
-fn sync_folder(folder: &Path) {
-    // Makes the rename itself durable. Not every platform can open a folder; the file's own bytes are synced already.
+/// Makes names durable that files or folders in `folder` were given.
+pub fn sync_folder(folder: &Path) {
+    // Not every platform can open a folder; the file's own bytes are synced already.
     if let Ok(folder) = fs::File::open(folder) {
         let _ = folder.sync_all();
     }

@@ -66,6 +66,9 @@ pub fn locate(text: &str) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
+    if let Some(path) = run::locate_checkpoint(text)? {
+        return Ok(path);
+    }
     let cache = Cache::open()?;
     let name = text
         .strip_prefix("hf:")

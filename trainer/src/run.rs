@@ -4,7 +4,7 @@
 //! - `config.toml`: the resolved config;
 //! - `header.gguf`: the header of the model as a GGUF file (spec, tokenizer, chat template), without data;
 //! - `model.safetensors` (all weights, Hugging Face's names and layout) or `adapter.safetensors` (LoRA, PEFT's names);
-//! - `metrics.jsonl`, and `state.safetensors` for `--resume`.
+//! - `metrics.jsonl`, and `checkpoints/step-N/` for `--resume`, each of which opens as a run of its own.
 
 use crate::gguf_file;
 use anyhow::{Context, Result, bail, ensure};
@@ -36,6 +36,9 @@ pub const HEADER_FILE: &str = "header.gguf";
 pub const MODEL_FILE: &str = "model.safetensors";
 /// Name of the file of a LoRA.
 pub const ADAPTER_FILE: &str = "adapter.safetensors";
+
+/// Name of the folder of checkpoints.
+pub const CHECKPOINTS_DIR: &str = "checkpoints";
 
 /// What is known of a run beside its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -104,6 +107,58 @@ pub struct Run {
 /// Whether a folder is a run's.
 pub fn is_run_folder(folder: &Path) -> bool {
     folder.join(RECORD_FILE).is_file()
+}
+
+/// The checkpoints in a folder of them by step, the first first.
+pub fn checkpoints(folder: &Path) -> Vec<(u64, PathBuf)> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut list: Vec<_> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let step = name.to_str()?.strip_prefix("step-")?.parse().ok()?;
+            Some((step, entry.path()))
+        })
+        .collect();
+    list.sort_unstable();
+    list
+}
+
+/// The folder behind `RUN@step-N`, `RUN@last` or `RUN@best`. Nothing, when `text` is not of that form.
+///
+/// # Errors
+/// When the run has no such checkpoint, with those there are.
+pub fn locate_checkpoint(text: &str) -> Result<Option<PathBuf>> {
+    let Some((run, which)) = text.rsplit_once('@') else {
+        return Ok(None);
+    };
+    let run = Path::new(run);
+    if !run.is_dir() {
+        return Ok(None);
+    }
+    let list = checkpoints(&run.join(CHECKPOINTS_DIR));
+    let found = match which {
+        "best" => Some(run.to_owned()),
+        "last" => list.last().map(|(_, path)| path.clone()),
+        name => list
+            .iter()
+            .map(|(_, path)| path)
+            .find(|path| path.ends_with(name))
+            .cloned(),
+    };
+    found.map(Some).with_context(|| {
+        let steps: Vec<_> = list
+            .iter()
+            .map(|(step, _)| format!("step-{step}"))
+            .collect();
+        let there = match &steps[..] {
+            [] => "has none".to_owned(),
+            steps => format!("has {}, last and best", steps.join(", ")),
+        };
+        format!(
+            "the run {} has no checkpoint `{which}`: it {there}",
+            run.display()
+        )
+    })
 }
 
 /// Opens the folder of a run.

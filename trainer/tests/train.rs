@@ -24,7 +24,7 @@ use fledgling_core::{
     spec::Family,
     testing::tiny_model,
 };
-use std::{fs, path::Path};
+use std::fs;
 use tempfile::TempDir;
 
 const CHATS: &str = r#"{"messages":[{"role":"user","content":"the other thing"},{"role":"assistant","content":"is here and there"}]}
@@ -297,49 +297,6 @@ fn a_merged_lora_computes_what_it_computed_in_training() {
 }
 
 #[test]
-fn a_resumed_run_ends_with_the_bits_of_one_that_was_not_interrupted() {
-    let place = Place::new(Family::Llama);
-    for mode in ["full", "lora"] {
-        let name = |kind: &str| format!("{mode}-{kind}");
-        let straight = train(place.config(&name("straight"), mode, &[]), false, None).unwrap();
-        let config = place.config(&name("broken"), mode, &[]);
-        let first = train(config.clone(), false, Some(2)).unwrap();
-        assert!(first.interrupted && first.step == 2);
-        assert!(
-            model::open(first.run.to_str().unwrap()).is_ok(),
-            "an interrupted run has weights"
-        );
-        train(config.clone(), true, Some(5)).unwrap();
-        let last = train(config, true, None).unwrap();
-        assert!(!last.interrupted && last.step == 6);
-        let tensors = |folder: &Path| {
-            run::safetensors_contents(&fs::read(folder.join("state.safetensors")).unwrap())
-                .unwrap()
-                .0
-        };
-        // Not a tolerance: the same bits.
-        let bits = |folder: &Path| -> Vec<(String, Vec<u32>)> {
-            tensors(folder)
-                .into_iter()
-                .map(|(name, values)| (name, values.iter().map(|value| value.to_bits()).collect()))
-                .collect()
-        };
-        assert_eq!(bits(&straight.run), bits(&last.run));
-        let steps = |folder: &Path| -> Vec<u64> {
-            let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
-            let lines = text
-                .lines()
-                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
-            lines
-                .filter(|line| line.get("lr").is_some())
-                .map(|line| line["step"].as_u64().unwrap())
-                .collect()
-        };
-        assert_eq!(steps(&last.run), (1..=6).collect::<Vec<_>>());
-    }
-}
-
-#[test]
 fn what_does_not_fit_is_refused() {
     let place = Place::new(Family::Llama);
     let fails = |config: Config, resume: bool, expect: &str| {
@@ -361,7 +318,7 @@ fn what_does_not_fit_is_refused() {
     fails(
         place.config("a", "lora", &["train.lr=1e-3"]),
         true,
-        "have changed",
+        "train.lr was 0.01 and is 0.001",
     );
     let run = format!("base='{}'", place.folder.path().join("runs/a").display());
     fails(place.config("c", "lora", &[&run]), false, "is a folder");
@@ -390,12 +347,12 @@ fn a_preset_is_a_model_from_scratch_and_keys_change_it() {
     let shape = "preset = 'qwen3-0.6b'\nlayers = 2\nwidth = 64\nheads = 4\nkv_heads = 2\nhead_dim = 32\nff = 96\nctx = 128";
     config.mode = fledgling::train::config::Mode::Scratch;
     config.model = Some(toml::from_str(shape).unwrap());
-    let plan = prepare(config.clone(), &base).unwrap().plan();
+    let plan = prepare(config.clone(), &base).unwrap().plan(false).unwrap();
     // Embedding, two blocks (q and output, k and v, the MLP, four norms), and the last norm.
     let vocab_size = base.info.tokenizer.vocab_size();
     let block = 2 * 64 * 128 + 2 * 64 * 64 + 3 * 64 * 96 + 2 * 64 + 2 * 32;
-    assert_eq!(plan["parameters"], vocab_size * 64 + 2 * block + 64);
-    assert_eq!(plan["architecture"], "qwen3");
+    assert_eq!(plan.parameters, vocab_size * 64 + 2 * block + 64);
+    assert_eq!(plan.architecture, "qwen3");
     let outcome = train(config, false, None).unwrap();
     let opened = model::open(outcome.run.to_str().unwrap()).unwrap();
     let spec = opened.info.spec;

@@ -1,43 +1,48 @@
-//! Writing a run's weights, and its state so that `--resume` goes on at the next step as if nothing had happened.
-//!
-//! The state holds the trained parameters, the optimiser's moments and the step. Everything else (order of the rows,
-//! learning rate) follows from the step and the config.
+//! What is in a checkpoint: the weights as export reads them, and the state so that `--resume` goes on at the next step as if
+//! nothing had happened: the optimiser's moments, the numbers of [`Progress`], and a LoRA's values by their own names. Everything
+//! else (order of the rows, learning rate) follows from the step and the config.
 
 use super::{
     config::Config,
     model::{Transformer, to_vec, trained_parameters, visit_parameters},
-    optim::{AdamW, AdamWConfig, Moments},
-    start::layer_name,
+    optim::Optimizer,
+    start::{hf_parameters, layer_name},
+    stream::write_safetensors,
+    watch::{Exact, Watch},
 };
 use crate::{
     files::write_whole,
     run::{
-        ADAPTER_FILE, LoraSize, MODEL_FILE, Parameters, lora_b_entry, model_bytes, peft_names,
+        ADAPTER_FILE, LoraSize, MODEL_FILE, Parameters, lora_b_entry, peft_names,
         safetensors_bytes, safetensors_contents,
     },
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use burn::tensor::{Device, Tensor, TensorData};
-use fledgling_core::spec::TensorEntry;
+use fledgling_core::spec::{ModelSpec, ROPE_FREQS, TensorEntry, tensor_table};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path};
 
 /// Name of the state's file.
 pub const STATE_FILE: &str = "state.safetensors";
+/// How the names of a LoRA's values begin in it.
+const VALUE: &str = "value.";
 
 /// Numbers of the state.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Optimiser steps done.
     pub step: u64,
+    /// Step of the last evaluation.
+    pub evaluated: Option<u64>,
     /// Step of the weights that were kept.
     pub kept_step: Option<u64>,
     /// Their loss on the held-out rows.
-    pub kept_loss: Option<f64>,
+    pub kept_loss: Option<Exact>,
     /// Held-out loss before the first step.
-    pub valid_before: Option<f64>,
-    /// Fingerprint of rows and config, as far as they decide what the next step does.
-    pub fingerprint: String,
+    pub valid_before: Option<Exact>,
+    /// Losses seen.
+    pub watch: Watch,
 }
 
 /// A state that was read.
@@ -47,33 +52,23 @@ pub struct State {
     pub progress: Progress,
     /// Trained parameters.
     pub parameters: Parameters,
-    moments: BTreeMap<String, (Vec<f32>, Vec<f32>)>,
+    /// What [`Optimizer::restore`] takes.
+    moments: Parameters,
 }
 
 impl State {
-    /// The optimiser as it was.
-    pub fn optimizer(&self, config: AdamWConfig, device: &Device) -> AdamW {
-        let tensor = |values: &Vec<f32>| {
-            Tensor::<1>::from_data(TensorData::new(values.clone(), [values.len()]), device)
-        };
-        let moments = self
-            .moments
-            .iter()
-            .map(|(name, (m, v))| {
-                (
-                    name.clone(),
-                    Moments {
-                        m: tensor(m),
-                        v: tensor(v),
-                    },
-                )
-            })
-            .collect();
-        AdamW {
-            config,
-            step: self.progress.step,
-            moments,
-        }
+    /// Gives an optimiser its state back.
+    ///
+    /// # Errors
+    /// When it is another optimiser's.
+    pub fn restore(&mut self, optimizer: &mut Optimizer, device: &Device) -> Result<()> {
+        let moments = std::mem::take(&mut self.moments);
+        let tensors = moments.into_iter().map(|(name, values)| {
+            let n = values.len();
+            let tensor = Tensor::<1>::from_data(TensorData::new(values, [n]), device);
+            (name, tensor)
+        });
+        optimizer.restore(self.progress.step, tensors.collect())
     }
 }
 
@@ -84,63 +79,68 @@ impl State {
 pub fn save_state(
     folder: &Path,
     model: &Transformer,
-    optimizer: &AdamW,
+    lora: bool,
+    optimizer: &Optimizer,
     progress: &Progress,
 ) -> Result<()> {
-    let mut tensors = BTreeMap::new();
-    let mut put = |kind: &str, name: &str, values: Vec<f32>| {
-        tensors.insert(format!("{kind}.{name}"), (vec![values.len()], values))
-    };
-    for (name, values) in trained_parameters(model) {
-        put("value", &name, values);
+    let mut tensors = optimizer.state();
+    if lora {
+        visit_parameters(model, |name, value, trained| {
+            if trained {
+                tensors.insert(format!("{VALUE}{name}"), value);
+            }
+        });
     }
-    for (name, moments) in &optimizer.moments {
-        put("m", name, to_vec(moments.m.clone()));
-        put("v", name, to_vec(moments.v.clone()));
-    }
+    let shapes: Vec<_> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.clone(), tensor.dims().to_vec()))
+        .collect();
     let notes = BTreeMap::from([("progress".to_owned(), serde_json::to_string(progress)?)]);
-    write_whole(
-        &folder.join(STATE_FILE),
-        &safetensors_bytes(&tensors, notes)?,
-    )
+    write_safetensors(&folder.join(STATE_FILE), &shapes, &notes, |name| {
+        let tensor = tensors.remove(name);
+        tensor
+            .map(to_vec)
+            .with_context(|| format!("`{name}` is gone"))
+    })
 }
 
-/// Reads `state.safetensors`.
+/// Reads the state of a checkpoint.
 ///
 /// # Errors
 /// When there is none, or it is broken.
-pub fn load_state(folder: &Path) -> Result<State> {
+pub fn load_state(folder: &Path, spec: &ModelSpec) -> Result<State> {
     let path = folder.join(STATE_FILE);
-    let bytes = std::fs::read(&path).with_context(|| {
-        format!(
-            "cannot resume: {} cannot be read; start without --resume",
-            path.display()
-        )
-    })?;
-    let (tensors, notes) =
-        safetensors_contents(&bytes).with_context(|| format!("{} is broken", path.display()))?;
+    let (tensors, notes) = read(&path)?;
     let progress = notes
         .get("progress")
         .with_context(|| format!("{} is no training state", path.display()))?;
     let mut state = State {
-        progress: serde_json::from_str(progress)?,
+        progress: serde_json::from_str(progress)
+            .with_context(|| format!("{}: its numbers are broken", path.display()))?,
         parameters: Parameters::new(),
-        moments: BTreeMap::new(),
+        moments: Parameters::new(),
     };
     for (name, values) in tensors {
-        match name.split_once('.') {
-            Some(("value", name)) => drop(state.parameters.insert(name.to_owned(), values)),
-            Some(("m", name)) => state.moments.entry(name.to_owned()).or_default().0 = values,
-            Some(("v", name)) => state.moments.entry(name.to_owned()).or_default().1 = values,
-            _ => bail!("{}: unknown tensor `{name}`", path.display()),
+        if let Some(name) = name.strip_prefix(VALUE) {
+            state.parameters.insert(name.to_owned(), values);
+        } else if Optimizer::keeps(&name) {
+            state.moments.insert(name, values);
+        } else {
+            bail!("{}: unknown tensor `{name}`", path.display());
         }
     }
-    ensure!(
-        state.moments.values().all(|(m, v)| m.len() == v.len()),
-        "{}: the optimiser's moments do not fit each other",
-        path.display()
-    );
+    let model = folder.join(MODEL_FILE);
+    if model.is_file() {
+        state.parameters =
+            hf_parameters(&read(&model)?.0, spec).with_context(|| model.display().to_string())?;
+    }
     Ok(state)
+}
+
+fn read(path: &Path) -> Result<(Parameters, BTreeMap<String, String>)> {
+    let bytes = fledgling_lambda::mapped_file(path)
+        .with_context(|| format!("cannot read {}", path.display()))?;
+    safetensors_contents(&bytes).with_context(|| format!("{} is broken", path.display()))
 }
 
 /// Writes the weights that export reads: the LoRA alone, or the whole model.
@@ -163,15 +163,39 @@ pub fn save_weights(
             visit_parameters(model, |name, value, _| {
                 drop(values.insert(name.to_owned(), value));
             });
-            let bytes = model_bytes(model.spec(), |entry| {
+            save_all(&folder.join(MODEL_FILE), model.spec(), |name| {
                 values
-                    .remove(&entry.burn)
+                    .remove(name)
                     .map(to_vec)
-                    .with_context(|| format!("the model has no parameter `{}`", entry.burn))
-            })?;
-            write_whole(&folder.join(MODEL_FILE), &bytes)
+                    .with_context(|| format!("the model has no parameter `{name}`"))
+            })
         }
     }
+}
+
+/// Writes `model.safetensors` with Hugging Face's names from values by their `burn` names.
+fn save_all(
+    target: &Path,
+    spec: &ModelSpec,
+    mut values: impl FnMut(&str) -> Result<Vec<f32>>,
+) -> Result<()> {
+    let entries: BTreeMap<_, _> = tensor_table(spec)
+        .into_iter()
+        .map(|entry| (entry.hf.clone(), entry))
+        .collect();
+    let mut shapes: Vec<_> = entries
+        .iter()
+        .map(|(name, entry)| (name.clone(), entry.hf_shape()))
+        .collect();
+    let freqs = spec.rope_freqs_tensor().unwrap_or_default();
+    if !freqs.is_empty() {
+        shapes.push((ROPE_FREQS.to_owned(), vec![freqs.len()]));
+    }
+    let notes = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_safetensors(target, &shapes, &notes, |name| match entries.get(name) {
+        Some(entry) => Ok(entry.to_hf_layout(values(&entry.burn)?)),
+        None => Ok(freqs.to_vec()),
+    })
 }
 
 fn adapter_bytes(

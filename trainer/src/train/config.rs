@@ -4,7 +4,7 @@
 pub use super::shape::{FamilyName, ModelConfig};
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_data::toml_config;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::path::{Path, PathBuf};
 
 /// A run.
@@ -29,9 +29,12 @@ pub struct Config {
     pub threads: usize,
     /// Rows.
     pub data: DataConfig,
-    /// Optimiser and schedule.
+    /// Optimiser, schedule, loop.
     #[serde(default)]
     pub train: TrainConfig,
+    /// Prompts to go on with at each evaluation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub samples: Option<SamplesConfig>,
     /// Size of the LoRA (mode `lora`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
@@ -72,7 +75,7 @@ pub struct DataConfig {
     pub max_tokens: usize,
 }
 
-/// Optimiser and schedule.
+/// Optimiser, schedule, loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainConfig {
@@ -81,18 +84,24 @@ pub struct TrainConfig {
     /// Optimiser steps.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub steps: Option<u64>,
-    /// Rows in a batch.
+    /// Rows that are computed at a time. Memory grows with it.
     pub batch: usize,
-    /// Batches whose gradients make one step.
+    /// So many batches make one step: its rows are `batch * accumulate`, and only this product decides what is learnt.
     pub accumulate: usize,
+    /// What turns gradients into steps.
+    pub optimizer: OptimizerName,
     /// Peak learning rate.
     pub lr: f64,
     /// How the learning rate falls after the warm-up.
     pub schedule: Schedule,
     /// Share of the peak where the schedule ends.
     pub min_lr_ratio: f64,
-    /// Steps in which the learning rate rises to its peak.
-    pub warmup: u64,
+    /// In which the learning rate rises to its peak: steps (`100`), or a share of all (`0.03`).
+    pub warmup: Warmup,
+    /// Share of all steps that the decay at the end takes (schedule `wsd`).
+    pub decay_share: f64,
+    /// How the learning rate falls in the decay (schedule `wsd`).
+    pub decay_shape: DecayShape,
     /// Share of `lr` by which matrices shrink in a step.
     pub weight_decay: f64,
     /// Decay of the first moment.
@@ -101,12 +110,24 @@ pub struct TrainConfig {
     pub beta2: f64,
     /// Added to the root of the second moment.
     pub eps: f64,
+    /// Decay of Muon's mean of the gradients.
+    pub momentum: f64,
     /// Largest common norm of the gradients; 0 does not clip.
     pub clip: f64,
-    /// Steps between two validations; 0 validates before the first step and after the last only.
+    /// Compute the activations of a block again in the backward pass instead of keeping them: less memory, a third more time.
+    pub recompute: bool,
+    /// Steps between two evaluations; 0 evaluates before the first step and after the last only.
     pub eval_every: u64,
-    /// Steps between two checkpoints; 0 writes one at the end only.
+    /// Steps between two checkpoints; 0 writes one with each evaluation, and at the end.
     pub save_every: u64,
+    /// Checkpoints that are kept: the last ones.
+    pub keep_last: usize,
+    /// Stop after so many evaluations without a better held-out loss; 0 never.
+    pub patience: u64,
+    /// A held-out loss is better when it is lower by more than this.
+    pub min_delta: f64,
+    /// Stop when a step's loss is more than this times the median of the last ones; 0 never.
+    pub spike: f64,
 }
 
 impl Default for TrainConfig {
@@ -116,19 +137,38 @@ impl Default for TrainConfig {
             steps: None,
             batch: 8,
             accumulate: 1,
+            optimizer: OptimizerName::AdamW,
             lr: 1e-3,
             schedule: Schedule::Cosine,
             min_lr_ratio: 0.1,
-            warmup: 5,
+            warmup: Warmup::Steps(5),
+            decay_share: 0.1,
+            decay_shape: DecayShape::Sqrt,
             weight_decay: 0.01,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
+            momentum: 0.95,
             clip: 1.0,
+            recompute: false,
             eval_every: 0,
             save_every: 0,
+            keep_last: 2,
+            patience: 0,
+            min_delta: 0.0,
+            spike: 0.0,
         }
     }
+}
+
+/// What turns gradients into steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerName {
+    /// AdamW for all parameters.
+    AdamW,
+    /// Muon for the matrices of the blocks, AdamW for the rest.
+    Muon,
 }
 
 /// How the learning rate falls.
@@ -141,6 +181,98 @@ pub enum Schedule {
     Linear,
     /// Along half a cosine.
     Cosine,
+    /// Warm-up, stable, decay: not at all until `decay_share` of the steps is left.
+    Wsd,
+}
+
+/// How the learning rate falls in the decay of [`Schedule::Wsd`], from 1 to `min_lr_ratio`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DecayShape {
+    /// By `1 - sqrt(done)`: the best of those that Hägele et al. tried (arXiv 2405.18392).
+    Sqrt,
+    /// In a straight line.
+    Linear,
+    /// Along half a cosine.
+    Cosine,
+    /// By the same factor each step, as MiniCPM does; needs a `min_lr_ratio` above 0.
+    Exponential,
+}
+
+/// Length of the warm-up.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Warmup {
+    /// In steps.
+    Steps(u64),
+    /// As a share of all steps.
+    Share(f64),
+}
+
+impl Warmup {
+    /// Steps of it in a run of `n_steps`.
+    pub fn steps(self, n_steps: u64) -> u64 {
+        match self {
+            Self::Steps(steps) => steps,
+            Self::Share(share) => (share * n_steps as f64).round() as u64,
+        }
+    }
+}
+
+impl Serialize for Warmup {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Steps(steps) => serializer.serialize_u64(*steps),
+            Self::Share(share) => serializer.serialize_f64(*share),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Warmup {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Number;
+        impl de::Visitor<'_> for Number {
+            type Value = Warmup;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("steps as a whole number (100), or a share of all below 1 (0.03)")
+            }
+            fn visit_u64<E: de::Error>(self, steps: u64) -> Result<Warmup, E> {
+                Ok(Warmup::Steps(steps))
+            }
+            fn visit_i64<E: de::Error>(self, steps: i64) -> Result<Warmup, E> {
+                u64::try_from(steps)
+                    .map(Warmup::Steps)
+                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(steps), &self))
+            }
+            fn visit_f64<E: de::Error>(self, share: f64) -> Result<Warmup, E> {
+                if (0.0..1.0).contains(&share) {
+                    Ok(Warmup::Share(share))
+                } else {
+                    Err(E::invalid_value(de::Unexpected::Float(share), &self))
+                }
+            }
+        }
+        deserializer.deserialize_any(Number)
+    }
+}
+
+/// Prompts to go on with at each evaluation, so that one reads what the model has learnt.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplesConfig {
+    /// The prompts.
+    pub prompts: Vec<String>,
+    /// Tokens of each answer at most.
+    #[serde(default = "default_sample_tokens")]
+    pub max_tokens: usize,
+    /// 0 always takes the likeliest token.
+    #[serde(default)]
+    pub temperature: f32,
+    /// Seed of the sampler: the same at every evaluation.
+    #[serde(default = "default_seed")]
+    pub seed: u64,
+    /// Whether a prompt is a user's message, put through the chat template. Absent: when the model has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chat: Option<bool>,
 }
 
 /// Size of the LoRA.
@@ -173,6 +305,9 @@ fn default_seed() -> u64 {
 }
 fn default_max_tokens() -> usize {
     512
+}
+fn default_sample_tokens() -> usize {
+    48
 }
 
 impl Config {
@@ -243,6 +378,7 @@ impl Config {
             self.data.max_tokens
         );
         self.train.check()?;
+        self.check_loop()?;
         match (self.mode, &self.model) {
             (Mode::Scratch, None) => bail!(
                 "mode = \"scratch\" needs a section [model] with a preset such as \"gpt2-124m\", or with family, layers, width, heads and ctx"
@@ -272,8 +408,45 @@ impl Config {
     }
 }
 
+impl Config {
+    /// What several keys of the loop say together.
+    fn check_loop(&self) -> Result<()> {
+        let train = &self.train;
+        ensure!(
+            train.patience == 0 || (train.eval_every > 0 && !self.data.valid.is_empty()),
+            "train.patience = {}: stopping early needs data.valid and train.eval_every",
+            train.patience
+        );
+        ensure!(
+            train.optimizer == OptimizerName::AdamW || self.mode != Mode::Lora,
+            "train.optimizer = \"muon\" is for whole matrices (mode = \"full\" or \"scratch\"): take \"adamw\" for a LoRA's factors"
+        );
+        let Some(samples) = &self.samples else {
+            return Ok(());
+        };
+        ensure!(
+            samples.prompts.len() <= 64,
+            "samples.prompts has {} prompts: at most 64",
+            samples.prompts.len()
+        );
+        ensure!(
+            (1..=4096).contains(&samples.max_tokens),
+            "samples.max_tokens = {}: 1 to 4096",
+            samples.max_tokens
+        );
+        ensure!(
+            samples.temperature.is_finite() && samples.temperature >= 0.0,
+            "samples.temperature = {}: a number from 0",
+            samples.temperature
+        );
+        Ok(())
+    }
+}
+
 impl TrainConfig {
     fn check(&self) -> Result<()> {
+        self.check_schedule()?;
+        self.check_limits()?;
         ensure!(
             self.epochs >= 1,
             "train.epochs = {}: at least 1",
@@ -289,16 +462,6 @@ impl TrainConfig {
             (1..=65_536).contains(&self.accumulate),
             "train.accumulate = {}: 1 to 65536",
             self.accumulate
-        );
-        ensure!(
-            self.lr.is_finite() && self.lr > 0.0 && self.lr <= 10.0,
-            "train.lr = {}: above 0, at most 10",
-            self.lr
-        );
-        ensure!(
-            (0.0..=1.0).contains(&self.min_lr_ratio),
-            "train.min_lr_ratio = {}: 0 to 1",
-            self.min_lr_ratio
         );
         ensure!(
             (0.0..=1.0).contains(&self.weight_decay),
@@ -324,6 +487,53 @@ impl TrainConfig {
             self.clip.is_finite() && self.clip >= 0.0,
             "train.clip = {}: a positive number, or 0 for none",
             self.clip
+        );
+        ensure!(
+            (0.0..1.0).contains(&self.momentum),
+            "train.momentum = {}: 0 up to, not including, 1",
+            self.momentum
+        );
+        Ok(())
+    }
+
+    fn check_schedule(&self) -> Result<()> {
+        ensure!(
+            self.lr.is_finite() && self.lr > 0.0 && self.lr <= 10.0,
+            "train.lr = {}: above 0, at most 10",
+            self.lr
+        );
+        ensure!(
+            (0.0..=1.0).contains(&self.min_lr_ratio),
+            "train.min_lr_ratio = {}: 0 to 1",
+            self.min_lr_ratio
+        );
+        ensure!(
+            self.decay_share > 0.0 && self.decay_share <= 1.0,
+            "train.decay_share = {}: above 0, at most 1",
+            self.decay_share
+        );
+        ensure!(
+            self.decay_shape != DecayShape::Exponential || self.min_lr_ratio > 0.0,
+            "train.min_lr_ratio = 0: an exponential decay never gets there; give a number above 0"
+        );
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<()> {
+        ensure!(
+            (1..=10_000).contains(&self.keep_last),
+            "train.keep_last = {}: 1 to 10000",
+            self.keep_last
+        );
+        ensure!(
+            self.min_delta.is_finite() && self.min_delta >= 0.0,
+            "train.min_delta = {}: a number from 0",
+            self.min_delta
+        );
+        ensure!(
+            self.spike == 0.0 || (self.spike.is_finite() && self.spike > 1.0),
+            "train.spike = {}: a factor above 1, or 0 for never",
+            self.spike
         );
         Ok(())
     }
@@ -351,6 +561,20 @@ mod tests {
             Config::parse(&config.to_toml().unwrap(), &[]).unwrap(),
             config
         );
+    }
+
+    #[test]
+    fn a_warm_up_is_steps_or_a_share() {
+        let warmup = |value: &str| {
+            let text = format!("train.warmup={value}");
+            let config = Config::parse(SMALL, &[text]).unwrap();
+            assert_eq!(
+                Config::parse(&config.to_toml().unwrap(), &[]).unwrap(),
+                config
+            );
+            config.train.warmup.steps(200)
+        };
+        assert_eq!((warmup("7"), warmup("0.05"), warmup("0")), (7, 10, 0));
     }
 
     #[test]
@@ -387,5 +611,36 @@ mod tests {
         );
         check("", &["data.weights=[-1.0]"], "0 to 1000");
         check("", &["lora.rank=0"], "lora.rank = 0");
+        check("", &["train.warmup=1.5"], "a share of all below 1");
+        check("", &["train.warmup=-1"], "steps as a whole number");
+        check("", &["train.schedule=step"], "`wsd`");
+        check("", &["train.decay_share=0"], "train.decay_share = 0");
+        check(
+            "",
+            &["train.decay_shape=exponential", "train.min_lr_ratio=0"],
+            "never gets there",
+        );
+        check("", &["train.optimizer=muon"], "for whole matrices");
+        check("", &["train.momentum=1"], "train.momentum = 1");
+        check("", &["train.keep_last=0"], "train.keep_last = 0");
+        check("", &["train.patience=2"], "needs data.valid");
+        check(
+            "",
+            &["train.patience=2", "data.valid=['v']"],
+            "train.eval_every",
+        );
+        check("", &["train.min_delta=-1"], "train.min_delta = -1");
+        check("", &["train.spike=0.5"], "train.spike = 0.5");
+        check("", &["samples.max_tokens=9"], "prompts");
+        check(
+            "[samples]\nprompts=['a']\n",
+            &["samples.max_tokens=0"],
+            "samples.max_tokens = 0",
+        );
+        check(
+            "[samples]\nprompts=['a']\n",
+            &["samples.temperature=-1"],
+            "samples.temperature = -1",
+        );
     }
 }

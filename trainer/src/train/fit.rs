@@ -1,24 +1,39 @@
 //! The training loop.
+//!
+//! Each turn stands between two steps: evaluate where it is due, write a checkpoint where it is due, leave or take the next
+//! step. A run that was stopped at any moment enters the loop where its last checkpoint was written, and does the same.
 
 use super::{
-    checkpoint::{Progress, State, load_state, save_state, save_weights},
-    config::{Config, Mode},
-    data::{Rows, collate, epoch_batches, sorted_batches},
-    loss::{Gradients, loss_and_gradients, loss_sum},
+    checkpoint::{Progress, State, save_state, save_weights},
+    checkpoints::Checkpoints,
+    config::Config,
+    data::{Rows, collate, sorted_batches},
+    loss::loss_sum,
+    manifest::Origin,
     model::Transformer,
-    optim::{AdamW, AdamWConfig, accumulate, clip, learning_rate},
+    optim::{LearningRates, Optimizer, clip},
     progress::Reporter,
+    samples::Samples,
+    steps::{StepGradients, Steps, gradients_of},
+    watch::Exact,
 };
 use crate::{
+    files::write_whole,
     interrupt::Graceful,
     report::events::{Begin, Step},
-    run::{LoraSize, RECORD_FILE, Record},
+    run::{CONFIG_FILE, HEADER_FILE, LoraSize, RECORD_FILE, Record},
 };
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use burn::{module::Module, tensor::Device};
 use fledgling_core::spec::TensorEntry;
 use serde::Serialize;
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+/// Rows that a message names at most.
+const MAX_PLACES: usize = 8;
 
 /// Everything a run needs.
 #[derive(Debug)]
@@ -37,8 +52,10 @@ pub struct Fit {
     pub lora: Option<(LoraSize, Vec<TensorEntry>)>,
     /// Token that fills the ends of short rows; nothing depends on it.
     pub pad: u32,
-    /// Fingerprint of rows and config.
-    pub fingerprint: String,
+    /// Prompts to answer at each evaluation.
+    pub samples: Option<Samples>,
+    /// What its checkpoints belong to.
+    pub origin: Origin,
     /// Where it computes.
     pub device: Device,
 }
@@ -52,8 +69,10 @@ pub struct Outcome {
     pub step: u64,
     /// Steps planned.
     pub steps: u64,
-    /// Whether it ended before the last step.
+    /// Whether it ended before the last step, and is to be gone on with.
     pub interrupted: bool,
+    /// Whether it ended because the held-out loss became no better.
+    pub stopped_early: bool,
     /// Mean loss of the last step.
     pub train_loss: Option<f64>,
     /// Held-out loss before the first step.
@@ -76,232 +95,257 @@ pub struct Outcome {
     pub seconds: f64,
 }
 
-/// Constants of the optimiser from the config.
-pub fn adamw_config(config: &Config) -> AdamWConfig {
-    let train = &config.train;
-    AdamWConfig {
-        beta1: train.beta1,
-        beta2: train.beta2,
-        eps: train.eps,
-        weight_decay: train.weight_decay,
-    }
-}
-
-/// Optimiser steps of a run over `n_rows` rows.
-pub fn n_steps(config: &Config, n_rows: usize) -> u64 {
-    let batches = n_rows.div_ceil(config.train.batch) as u64 * config.train.epochs;
-    config
-        .train
-        .steps
-        .unwrap_or_else(|| batches.div_ceil(config.train.accumulate as u64))
-}
-
-/// Mean loss over the counted positions of `rows`.
-pub fn validate(model: &Transformer, rows: &Rows, batch: usize, pad: u32) -> f64 {
-    let model = model.valid();
-    let sum: f64 = sorted_batches(rows, batch)
-        .iter()
-        .map(|indices| loss_sum(&model, &collate(rows, indices, pad)))
-        .sum();
-    sum / rows.n_counted() as f64
-}
-
-/// Gradients of the mean loss over all counted positions of the given batches, and that loss; also the positions computed.
-pub fn gradients_of(
+/// Mean loss over the counted positions of `rows`. Nothing, when `stop` says so in between.
+pub fn validate(
     model: &Transformer,
     rows: &Rows,
-    batches: &[Vec<usize>],
+    batch: usize,
     pad: u32,
-) -> (f64, Gradients, usize) {
-    let n_counted: usize = batches
-        .iter()
-        .flatten()
-        .map(|&idx| rows.n_counted_of(idx))
-        .sum();
-    let (mut sum, mut gradients, mut n_positions) = (0.0, Gradients::new(), 0);
-    for indices in batches {
-        let batch = collate(rows, indices, pad);
-        n_positions += batch.tokens.len();
-        let (loss, new) = loss_and_gradients(model, &batch, 1.0 / n_counted as f64);
-        sum += loss;
-        accumulate(&mut gradients, new);
+    stop: impl Fn() -> bool,
+) -> Option<f64> {
+    let model = model.valid();
+    let mut sum = 0.0;
+    for indices in sorted_batches(rows, batch) {
+        if stop() {
+            return None;
+        }
+        sum += loss_sum(&model, &collate(rows, &indices, pad));
     }
-    (sum / n_counted as f64, gradients, n_positions)
+    Some(sum / rows.n_counted() as f64)
 }
 
-/// The batches of step `step`: a function of config and step alone, so that a resumed run takes the same.
-pub fn step_batches(config: &Config, rows: &Rows, step: u64) -> Vec<Vec<usize>> {
-    let per_epoch = rows.n_shown().div_ceil(config.train.batch) as u64;
-    let accumulate = config.train.accumulate as u64;
-    let mut epoch = None;
-    (step * accumulate..(step + 1) * accumulate)
-        .map(|position| {
-            let wanted = position / per_epoch;
-            if epoch.as_ref().is_none_or(|(number, _)| *number != wanted) {
-                epoch = Some((
-                    wanted,
-                    epoch_batches(rows, config.train.batch, config.seed, wanted),
-                ));
-            }
-            epoch.as_ref().map_or_else(Vec::new, |(_, batches)| {
-                batches[(position % per_epoch) as usize].clone()
-            })
-        })
-        .collect()
+/// What a run has at any step.
+struct Now {
+    model: Transformer,
+    optimizer: Optimizer,
+    progress: Progress,
+    /// Step of the last checkpoint.
+    saved: Option<u64>,
+}
+
+/// Sums over the steps of this process.
+#[derive(Default)]
+struct Tally {
+    loss: Option<f64>,
+    n_counted: u64,
+    n_positions: u64,
+    seconds: f64,
 }
 
 impl Fit {
     /// Trains `model` to the end, or until Ctrl-C or the step `until`; with `state` goes on where that was written.
     ///
     /// # Errors
-    /// A loss that is no number, or files that cannot be written.
+    /// A loss that is no number or jumps, or files that cannot be written.
     pub fn run(
         mut self,
-        mut model: Transformer,
-        state: Option<&State>,
+        model: Transformer,
+        state: Option<State>,
         until: Option<u64>,
         reporter: &mut Reporter,
     ) -> Result<Outcome> {
         let graceful = Graceful::begin();
         let started = Instant::now();
-        let n_steps = n_steps(&self.config, self.train.n_shown());
-        let (mut progress, mut optimizer) = match state {
-            Some(state) => (
-                state.progress.clone(),
-                state.optimizer(adamw_config(&self.config), &self.device.clone().inner()),
-            ),
-            None => (
-                Progress {
-                    fingerprint: self.fingerprint.clone(),
-                    ..Progress::default()
-                },
-                AdamW::new(adamw_config(&self.config)),
-            ),
-        };
-        reporter.begin(Begin::of(&self, &model, progress.step))?;
-        if progress.step == 0 && !self.valid.is_empty() {
-            let loss = self.validate(&model);
-            progress.valid_before = Some(loss);
-            reporter.validation(0, loss)?;
-        }
-        let (mut train_loss, mut counted, mut positions, mut training_s) =
-            (None, 0_u64, 0_u64, 0.0);
-        let last = until.unwrap_or(n_steps).min(n_steps);
-        while progress.step < last && !graceful.asked() {
-            let step_started = Instant::now();
-            let batches = step_batches(&self.config, &self.train, progress.step);
-            let lr = self.learning_rate(progress.step, n_steps);
-            let (loss, mut gradients, n_positions) =
-                gradients_of(&model, &self.train, &batches, self.pad);
-            let norm = clip(
-                &mut gradients,
-                (self.config.train.clip > 0.0).then_some(self.config.train.clip),
-            );
-            if !loss.is_finite() || !norm.is_finite() {
-                self.give_up(loss, norm, progress.step, &batches)?;
+        let mut steps = Steps::new(&self.config, &self.train);
+        let n_steps = steps.len();
+        let rates = LearningRates::new(&self.config.train, n_steps);
+        let mut now = self.begin(model, state)?;
+        reporter.begin(Begin::of(&self, &now.model, now.progress.step))?;
+        let mut tally = Tally::default();
+        let stopped_early = loop {
+            let step = now.progress.step;
+            if !self.evaluate_if_due(&mut now, n_steps, &graceful, reporter)? {
+                break false;
             }
-            model = optimizer.step(model, &mut gradients, lr);
-            progress.step += 1;
+            let early = step < n_steps && now.progress.watch.is_over(self.config.train.patience);
+            let over = early || step >= n_steps;
+            if (over || self.saves_at(step)) && now.saved != Some(step) {
+                self.save(&mut now, reporter)?;
+            }
+            if over || graceful.asked() || until.is_some_and(|until| step >= until) {
+                break early;
+            }
+            let step_started = Instant::now();
+            let batches = steps.batches(&self.train, step);
+            let Some((mut found, norm)) = self.gradients(&now.model, &batches, || graceful.asked())
+            else {
+                break false;
+            };
+            self.check(&found, norm, &now, &batches)?;
+            let lr = rates.at(step);
+            now.model = now.optimizer.step(now.model, &mut found.gradients, lr);
+            now.progress.step += 1;
+            now.progress.watch.step(found.loss);
             let step_s = step_started.elapsed().as_secs_f64();
-            training_s += step_s;
-            positions += n_positions as u64;
-            let n_counted = batches
-                .iter()
-                .flatten()
-                .map(|&idx| self.train.n_counted_of(idx) as u64)
-                .sum::<u64>();
-            counted += n_counted;
-            train_loss = Some(loss);
+            tally.add(&found, step_s);
             reporter.step(Step {
-                step: progress.step,
-                loss,
+                step: now.progress.step,
+                loss: found.loss,
                 lr,
                 grad_norm: norm,
-                tokens_per_s: n_positions as f64 / step_s,
-                tokens: n_counted,
+                tokens_per_s: found.n_positions as f64 / step_s,
+                tokens: found.n_counted as u64,
                 ..Step::default()
             })?;
-            let step = progress.step;
-            let every = |n: u64| n > 0 && step.is_multiple_of(n);
-            if every(self.config.train.eval_every) || step == n_steps {
-                self.consider(&model, &mut progress, reporter)?;
-            }
-            if every(self.config.train.save_every) || step == n_steps {
-                save_state(&self.folder, &model, &optimizer, &progress)?;
-                reporter.checkpoint(step, self.folder.display())?;
-            }
+        };
+        if now.saved != Some(now.progress.step) {
+            self.save(&mut now, reporter)?;
         }
-        let interrupted = progress.step < n_steps;
-        if interrupted {
-            save_state(&self.folder, &model, &optimizer, &progress)?;
-            reporter.checkpoint(progress.step, self.folder.display())?;
-            if progress.kept_step.is_none() {
-                self.keep(&model, progress.step, None, progress.valid_before)?;
-            }
+        if now.progress.kept_step.is_none() {
+            let before = now.progress.valid_before.map(|loss| loss.0);
+            self.keep(&now.model, now.progress.step, None, before)?;
         }
-        Ok(Outcome {
-            run: self.folder.clone(),
-            step: progress.step,
-            steps: n_steps,
-            interrupted,
-            train_loss,
-            valid_loss_before: progress.valid_before,
-            valid_loss: progress.kept_loss,
-            valid_perplexity_before: progress.valid_before.map(f64::exp),
-            valid_perplexity: progress.kept_loss.map(f64::exp),
-            kept_step: progress.kept_step.unwrap_or(progress.step),
-            trained_parameters: count_trained(&model),
-            tokens: counted,
-            tokens_per_s: if training_s > 0.0 {
-                positions as f64 / training_s
-            } else {
-                0.0
-            },
-            seconds: started.elapsed().as_secs_f64(),
+        if stopped_early {
+            reporter.note(format!(
+                "stopped early: {} evaluations were no better than the best (train.patience)",
+                self.config.train.patience
+            ))?;
+        }
+        Ok(self.outcome(
+            &now,
+            &tally,
+            n_steps,
+            stopped_early,
+            started.elapsed().as_secs_f64(),
+        ))
+    }
+
+    /// The gradients of a step, clipped, and their norm before. Nothing, when `stop` says so in between.
+    pub(super) fn gradients(
+        &self,
+        model: &Transformer,
+        batches: &[Vec<usize>],
+        stop: impl Fn() -> bool,
+    ) -> Option<(StepGradients, f64)> {
+        let train = &self.config.train;
+        let mut found = gradients_of(model, &self.train, batches, self.pad, train.recompute, stop)?;
+        let norm = clip(
+            &mut found.gradients,
+            (train.clip > 0.0).then_some(train.clip),
+        );
+        Some((found, norm))
+    }
+
+    fn begin(&self, model: Transformer, state: Option<State>) -> Result<Now> {
+        let mut optimizer = Optimizer::new(&self.config.train);
+        let Some(mut state) = state else {
+            return Ok(Now {
+                model,
+                optimizer,
+                progress: Progress::default(),
+                saved: None,
+            });
+        };
+        state.restore(&mut optimizer, &self.device.clone().inner())?;
+        Ok(Now {
+            model,
+            optimizer,
+            saved: Some(state.progress.step),
+            progress: state.progress,
         })
     }
 
-    fn validate(&self, model: &Transformer) -> f64 {
-        validate(model, &self.valid, self.config.train.batch, self.pad)
-    }
-
-    fn learning_rate(&self, step: u64, n_steps: u64) -> f64 {
-        let train = &self.config.train;
-        learning_rate(
-            train.schedule,
-            step,
-            n_steps,
-            train.warmup,
-            train.lr,
-            train.min_lr_ratio,
-        )
-    }
-
-    /// Keeps these weights when they are the best on the held-out rows, or when there are none to tell.
-    fn consider(
-        &mut self,
-        model: &Transformer,
-        progress: &mut Progress,
-        reporter: &mut Reporter,
-    ) -> Result<()> {
-        if self.valid.is_empty() {
-            progress.kept_step = Some(progress.step);
-            return self.keep(model, progress.step, None, None);
+    fn outcome(
+        &self,
+        now: &Now,
+        tally: &Tally,
+        n_steps: u64,
+        stopped_early: bool,
+        seconds: f64,
+    ) -> Outcome {
+        let progress = &now.progress;
+        let before = progress.valid_before.map(|loss| loss.0);
+        let kept = progress.kept_loss.map(|loss| loss.0);
+        Outcome {
+            run: self.folder.clone(),
+            step: progress.step,
+            steps: n_steps,
+            interrupted: progress.step < n_steps && !stopped_early,
+            stopped_early,
+            train_loss: tally.loss,
+            valid_loss_before: before,
+            valid_loss: kept,
+            valid_perplexity_before: before.map(f64::exp),
+            valid_perplexity: kept.map(f64::exp),
+            kept_step: progress.kept_step.unwrap_or(progress.step),
+            trained_parameters: count_trained(&now.model),
+            tokens: tally.n_counted,
+            tokens_per_s: if tally.seconds > 0.0 {
+                tally.n_positions as f64 / tally.seconds
+            } else {
+                0.0
+            },
+            seconds,
         }
-        let loss = self.validate(model);
-        reporter.validation(progress.step, loss)?;
-        ensure!(
-            loss.is_finite(),
-            "the loss on the held-out rows is {loss} after step {}: lower train.lr",
-            progress.step
-        );
-        if progress.kept_loss.is_none_or(|best| loss < best) {
-            (progress.kept_step, progress.kept_loss) = (Some(progress.step), Some(loss));
-            self.keep(model, progress.step, Some(loss), progress.valid_before)?;
+    }
+
+    fn saves_at(&self, step: u64) -> bool {
+        let train = &self.config.train;
+        let every = match train.save_every {
+            0 => train.eval_every,
+            every => every,
+        };
+        step > 0 && every > 0 && step.is_multiple_of(every)
+    }
+
+    /// Measures the held-out rows and answers the prompts where it is time; keeps these weights when they are the best, or
+    /// when there is nothing to tell by. False, when Ctrl-C came in between: then it is done by the run that goes on.
+    fn evaluate_if_due(
+        &mut self,
+        now: &mut Now,
+        n_steps: u64,
+        graceful: &Graceful,
+        reporter: &mut Reporter,
+    ) -> Result<bool> {
+        let step = now.progress.step;
+        let every = self.config.train.eval_every;
+        let due = step == 0 || step == n_steps || (every > 0 && step.is_multiple_of(every));
+        if !due || now.progress.evaluated == Some(step) {
+            return Ok(true);
+        }
+        if !self.valid.is_empty() {
+            let stop = || graceful.asked();
+            let batch = self.config.train.batch;
+            let Some(loss) = validate(&now.model, &self.valid, batch, self.pad, stop) else {
+                return Ok(false);
+            };
+            reporter.validation(step, loss)?;
+            ensure!(
+                loss.is_finite(),
+                "the loss on the held-out rows is {loss} after step {step}: lower train.lr{}",
+                self.last_checkpoint(now)
+            );
+            self.consider(now, loss)?;
+        } else if step > 0 {
+            now.progress.kept_step = Some(step);
+            self.keep(&now.model, step, None, None)?;
+        }
+        now.progress.evaluated = Some(step);
+        if let Some(samples) = &self.samples {
+            for (prompt, text) in samples.answer(&now.model, || graceful.asked())? {
+                reporter.sample(step, prompt, &text)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Keeps these weights when `loss`, that on the held-out rows, is the lowest.
+    fn consider(&mut self, now: &mut Now, loss: f64) -> Result<()> {
+        let progress = &mut now.progress;
+        if progress.step == 0 {
+            progress.valid_before = Some(Exact(loss));
+            return Ok(());
+        }
+        progress.watch.evaluation(loss, self.config.train.min_delta);
+        if progress.kept_loss.is_none_or(|best| loss < best.0) {
+            (progress.kept_step, progress.kept_loss) = (Some(progress.step), Some(Exact(loss)));
+            let before = progress.valid_before.map(|loss| loss.0);
+            self.keep(&now.model, now.progress.step, Some(loss), before)?;
         }
         Ok(())
     }
 
+    /// Writes the weights and the record of the run.
     fn keep(
         &mut self,
         model: &Transformer,
@@ -309,33 +353,134 @@ impl Fit {
         loss: Option<f64>,
         before: Option<f64>,
     ) -> Result<()> {
-        save_weights(
-            &self.folder,
-            model,
-            self.lora
-                .as_ref()
-                .map(|(size, entries)| (*size, entries.as_slice())),
-            &self.config,
-        )?;
+        self.save_weights(&self.folder, model)?;
         self.record.step = step;
         self.record.valid_perplexity = loss.map(f64::exp);
         self.record.valid_perplexity_before = before.map(f64::exp);
-        let text = serde_json::to_string_pretty(&self.record)? + "\n";
-        crate::files::write_whole(&self.folder.join(RECORD_FILE), text.as_bytes())
+        write_record(&self.folder, &self.record)
     }
 
-    fn give_up(&self, loss: f64, norm: f64, step: u64, batches: &[Vec<usize>]) -> Result<()> {
-        let places: Vec<_> = batches
+    fn save_weights(&self, folder: &Path, model: &Transformer) -> Result<()> {
+        let lora = self.lora.as_ref();
+        let lora = lora.map(|(size, entries)| (*size, entries.as_slice()));
+        save_weights(folder, model, lora, &self.config)
+    }
+
+    /// Writes a checkpoint, which opens as a run of its own.
+    fn save(&self, now: &mut Now, reporter: &mut Reporter) -> Result<()> {
+        let step = now.progress.step;
+        let record = Record {
+            step,
+            valid_perplexity: None,
+            ..self.record.clone()
+        };
+        let fill = |folder: &Path| {
+            for file in [HEADER_FILE, CONFIG_FILE] {
+                let from = self.folder.join(file);
+                let bytes = std::fs::read(&from)
+                    .with_context(|| format!("cannot read {}", from.display()))?;
+                write_whole(&folder.join(file), &bytes)?;
+            }
+            write_record(folder, &record)?;
+            self.save_weights(folder, &now.model)?;
+            let lora = self.lora.is_some();
+            save_state(folder, &now.model, lora, &now.optimizer, &now.progress)
+        };
+        let checkpoints = Checkpoints::of(&self.folder);
+        let keep_last = self.config.train.keep_last;
+        let path = checkpoints.write(step, &self.origin, keep_last, fill)?;
+        now.saved = Some(step);
+        reporter.checkpoint(step, path.display())
+    }
+
+    /// Ends the run where the loss is no number, or jumps, before the weights are touched.
+    fn check(
+        &self,
+        found: &StepGradients,
+        norm: f64,
+        now: &Now,
+        batches: &[Vec<usize>],
+    ) -> Result<()> {
+        let (step, last) = (now.progress.step + 1, self.last_checkpoint(now));
+        let places = || self.places(found, batches);
+        ensure!(
+            found.loss.is_finite() && norm.is_finite(),
+            "the loss is {} and the norm of the gradients {norm} at step {step}: lower train.lr or raise train.warmup, or look at {}{last}",
+            found.loss,
+            places()
+        );
+        if let Some(median) = now
+            .progress
+            .watch
+            .spike(found.loss, self.config.train.spike)
+        {
+            bail!(
+                "the loss jumps to {:.4} at step {step}, more than train.spike = {} times the median {median:.4} of the last steps: look at {}, lower train.lr, or go on with a higher train.spike{last}",
+                found.loss,
+                self.config.train.spike,
+                places()
+            );
+        }
+        Ok(())
+    }
+
+    /// The rows of the batch with the highest loss, which is the first that is no number where there is one.
+    fn places(&self, found: &StepGradients, batches: &[Vec<usize>]) -> String {
+        let rank = |loss: f64| {
+            if loss.is_finite() {
+                loss
+            } else {
+                f64::INFINITY
+            }
+        };
+        let mut worst = 0;
+        for (idx, &loss) in found.losses.iter().enumerate() {
+            if rank(loss) > rank(found.losses[worst]) {
+                worst = idx;
+            }
+        }
+        let rows = &batches[worst];
+        let mut places: Vec<_> = rows
             .iter()
-            .flatten()
-            .map(|&idx| self.train.place_of(idx))
+            .take(MAX_PLACES)
+            .map(|&idx| self.train.place_of(idx).into_owned())
             .collect();
-        bail!(
-            "the loss is {loss} and the norm of the gradients {norm} at step {}: lower train.lr or raise train.warmup, or look at the rows of this step: {}",
-            step + 1,
+        if rows.len() > MAX_PLACES {
+            places.push(format!("and {} more", rows.len() - MAX_PLACES));
+        }
+        format!(
+            "the rows of its batch {} of {} (mean loss {}): {}",
+            worst + 1,
+            batches.len(),
+            found.losses[worst],
             places.join(", ")
         )
     }
+
+    /// What is left when the run ends here, for messages.
+    fn last_checkpoint(&self, now: &Now) -> String {
+        match now.saved {
+            Some(step) => format!(
+                ". The last checkpoint is {}; --resume goes on from it",
+                Checkpoints::of(&self.folder).path(step).display()
+            ),
+            None => ". There is no checkpoint yet".to_owned(),
+        }
+    }
+}
+
+impl Tally {
+    fn add(&mut self, found: &StepGradients, seconds: f64) {
+        self.loss = Some(found.loss);
+        self.n_counted += found.n_counted as u64;
+        self.n_positions += found.n_positions as u64;
+        self.seconds += seconds;
+    }
+}
+
+fn write_record(folder: &Path, record: &Record) -> Result<()> {
+    let text = serde_json::to_string_pretty(record)? + "\n";
+    write_whole(&folder.join(RECORD_FILE), text.as_bytes())
 }
 
 /// Trained parameters.
@@ -347,23 +492,4 @@ pub fn count_trained(model: &Transformer) -> usize {
         }
     });
     n
-}
-
-/// Opens the state of an interrupted run and checks that it belongs to this config and these rows.
-///
-/// # Errors
-/// When there is none, or config or rows have changed since.
-pub fn resume(fit: &Fit) -> Result<State> {
-    let state = load_state(&fit.folder)?;
-    ensure!(
-        state.progress.fingerprint == fit.fingerprint,
-        "cannot resume {}: the config or the rows have changed since it was written; start it anew under another name",
-        fit.folder.display()
-    );
-    Ok(state)
-}
-
-/// Whether a mode trains LoRA matrices.
-pub fn is_lora(config: &Config) -> bool {
-    config.mode == Mode::Lora
 }

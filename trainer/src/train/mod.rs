@@ -5,42 +5,55 @@
 
 pub mod bench;
 pub mod checkpoint;
+pub mod checkpoints;
 pub mod config;
 pub mod data;
+pub mod find_lr;
 pub mod fit;
 pub mod kernels;
 pub mod loss;
+pub mod manifest;
 pub mod model;
 pub mod ops;
 pub mod optim;
+pub mod plan;
 pub mod progress;
 pub mod recompute;
+pub mod resume;
+pub mod samples;
 pub mod shape;
 pub mod start;
+pub mod steps;
+pub mod stream;
+pub mod watch;
 
 use crate::{
-    files::write_whole,
+    files::{STAGED_PREFIX, STAGED_SUFFIX, write_whole},
     interrupt, model as models,
     output::{note, print, print_json},
     run::{self, Base, HEADER_FILE, LoraSize, Parameters, RECORD_FILE, Record, header_bytes},
 };
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor, TensorData};
+use checkpoints::Checkpoints;
 use config::{Config, Mode};
 use data::Rows;
+use find_lr::Sweep;
 use fit::{Fit, Outcome};
 use fledgling_core::{gguf::Metadata, model::ModelInfo, spec::ModelSpec};
 use fledgling_data::config::Split;
 use model::{LoraSpec, Transformer};
+use plan::Plan;
 use progress::{Reporter, Tui, View};
-use serde_json::json;
+use samples::Samples;
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 
 /// Fine-tune a model on chats or text, or train one from scratch
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Examples:\n  fledgling train examples/quickstart/train.toml\n  fledgling train mine.toml --set train.lr=2e-4 --set name=second\n  \
-    fledgling train mine.toml --resume\n\nWrites runs/NAME/, which export, eval, generate, chat and serve take as a model. Paths in the config are relative to \
+    fledgling train mine.toml --resume\n  fledgling train mine.toml --dry-run\n  fledgling train mine.toml --find-lr\n\nWrites runs/NAME/, which export, eval, generate, chat and serve take as a model. Paths in the config are relative to \
     the current folder.\nCtrl-C writes a checkpoint and ends with status 130; --resume goes on from there."
 )]
 pub struct TrainArgs {
@@ -56,9 +69,15 @@ pub struct TrainArgs {
     /// Replace a run of the same name
     #[arg(long, conflicts_with = "resume")]
     pub force: bool,
-    /// Read everything, say what would be done, and train nothing
+    /// Read everything, say what would be done and what it would take, and leave nothing behind
     #[arg(long)]
     pub dry_run: bool,
+    /// Without the few steps that measure time and memory (with --dry-run)
+    #[arg(long, requires = "dry_run")]
+    pub no_trial: bool,
+    /// Look for a learning rate in so many steps, and leave nothing behind
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, default_missing_value = "100", conflicts_with_all = ["resume", "dry_run", "until"], value_parser = clap::value_parser!(u16).range(10..=10_000))]
+    pub find_lr: Option<u16>,
     /// Stop after this step with a checkpoint, as Ctrl-C would
     #[arg(long, value_name = "STEP")]
     pub until: Option<u64>,
@@ -82,7 +101,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let config = Config::load(&args.config, &args.set)?;
     set_threads(config.threads);
     let folder = config.run_dir();
-    if !args.resume && !args.force && !args.dry_run && folder.join(RECORD_FILE).exists() {
+    let only_looks = args.dry_run || args.find_lr.is_some();
+    if !args.resume && !args.force && !only_looks && resume::is_begun(&folder) {
         bail!(
             "the run {} is there already: go on with --resume, replace it with --force, or choose another name",
             folder.display()
@@ -92,23 +112,22 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut prepared = prepare(config, &base)?;
     prepared.view = view;
     if args.dry_run {
-        return print_json_or(args.json, &prepared.plan(), || prepared.describe());
+        let plan = prepared.plan(!args.no_trial)?;
+        return print_json_or(args.json, &plan, || plan::describe(&plan));
+    }
+    if let Some(n_steps) = args.find_lr {
+        let sweep = prepared.find_lr(n_steps.into())?;
+        return print_json_or(args.json, &sweep, || find_lr::describe(&sweep));
     }
     let outcome = prepared.train(args.resume, args.until)?;
-    print_json_or(args.json, &serde_json::to_value(&outcome)?, || {
-        describe_outcome(&outcome)
-    })?;
+    print_json_or(args.json, &outcome, || describe_outcome(&outcome))?;
     if outcome.interrupted {
         std::process::exit(interrupt::INTERRUPTED);
     }
     Ok(())
 }
 
-fn print_json_or(
-    json: bool,
-    value: &serde_json::Value,
-    text: impl FnOnce() -> String,
-) -> Result<()> {
+fn print_json_or(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
     if json {
         print_json(value)
     } else {
@@ -197,7 +216,12 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
     let model = Transformer::new(&spec, values, lora_spec.as_ref(), &device)?;
     let record = record_of(&config, base, lora.as_ref().map(|(size, _)| *size))?;
     let header = header_bytes(&spec, run_metadata(&config, base, &spec))?;
-    let fingerprint = fingerprint(&config, &record, &train)?;
+    let origin = resume::origin(&record.base.sha256, &train, &valid);
+    let samples = config
+        .samples
+        .as_ref()
+        .map(|samples| Samples::new(samples, &base.info, spec.n_ctx))
+        .transpose()?;
     let pad = base.info.tokenizer.eos().unwrap_or(0);
     let folder = config.run_dir();
     Ok(Prepared {
@@ -209,7 +233,8 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
             valid,
             lora,
             pad,
-            fingerprint,
+            samples,
+            origin,
             device,
         },
         model,
@@ -316,31 +341,6 @@ fn run_metadata(config: &Config, base: &models::Model, spec: &ModelSpec) -> Meta
     metadata
 }
 
-/// What decides the next step of a resumed run: the config without what may change, the base, and the rows.
-fn fingerprint(config: &Config, record: &Record, train: &Rows) -> Result<String> {
-    let mut config = config.clone();
-    (
-        config.train.eval_every,
-        config.train.save_every,
-        config.threads,
-    ) = (0, 0, 0);
-    config.runs_dir = PathBuf::new();
-    let rows: Vec<_> = train
-        .rows
-        .iter()
-        .map(|row| (&row.tokens, &row.counted))
-        .collect();
-    let hashes: Vec<_> = train.file_hashes().collect();
-    let base = &record.base.sha256;
-    // Runs without prepared data keep the fingerprint that they had.
-    let all = if hashes.is_empty() {
-        json!([config, base, rows])
-    } else {
-        json!([config, base, rows, hashes])
-    };
-    Ok(run::sha256_hex(&serde_json::to_vec(&all)?))
-}
-
 impl Prepared {
     /// Trains, and leaves the run's folder behind; stops after step `until` as if interrupted.
     ///
@@ -353,17 +353,21 @@ impl Prepared {
             header,
             view,
         } = self;
+        if resume {
+            resume::check_begun(&fit.folder)?;
+        }
         std::fs::create_dir_all(&fit.folder)
             .with_context(|| format!("cannot make the folder {}", fit.folder.display()))?;
         let _lock = crate::runs::lock(&fit.folder)?;
-        let state = if resume {
-            Some(fit::resume(&fit)?)
+        remove_unfinished(&fit.folder)?;
+        let mut state = if resume {
+            resume::resume(&fit, model.spec())?
         } else {
             None
         };
-        if let Some(state) = &state {
+        if let Some(state) = &mut state {
             fit.record = run::read_record(&fit.folder).unwrap_or(fit.record);
-            model = with_values(model, &state.parameters)?;
+            model = with_values(model, std::mem::take(&mut state.parameters))?;
         } else {
             remove_old(&fit.folder)?;
         }
@@ -375,7 +379,7 @@ impl Prepared {
         let resumed = state.as_ref().map(|state| state.progress.step);
         let folder = fit.folder.clone();
         let mut reporter = Reporter::open(&fit.folder, resumed, view)?;
-        let result = fit.run(model, state.as_ref(), until, &mut reporter);
+        let result = fit.run(model, state, until, &mut reporter);
         let ended = reporter.end(&result);
         if let Err(error) = crate::report::page::write(&folder, None) {
             note(format!("the report could not be written: {error:#}"));
@@ -385,68 +389,51 @@ impl Prepared {
         Ok(outcome)
     }
 
-    /// What would be done, for machines.
-    pub fn plan(&self) -> serde_json::Value {
-        let spec = self.model.spec();
-        let mut n_parameters = 0;
-        model::visit_parameters(&self.model, |_, value, _| {
-            n_parameters += value.shape().num_elements();
-        });
-        let n_trained = fit::count_trained(&self.model);
-        let rows = &self.fit.train;
-        let positions: usize = (0..rows.len()).map(|idx| rows.n_tokens_of(idx) - 1).sum();
-        json!({
-            "run": self.fit.folder,
-            "architecture": spec.family.name(),
-            "parameters": n_parameters,
-            "trained_parameters": n_trained,
-            "rows": rows.len(),
-            "tokens": positions,
-            "counted_tokens": self.fit.train.n_counted(),
-            "valid_rows": self.fit.valid.len(),
-            "valid_counted_tokens": self.fit.valid.n_counted(),
-            "steps": fit::n_steps(&self.fit.config, self.fit.train.n_shown()),
-            // Weights, and a gradient and two moments for each trained one; activations come on top.
-            "weights_and_optimizer_bytes": 4 * (n_parameters + 3 * n_trained),
-        })
+    /// What would be done; with `with_trial`, what a few real steps took.
+    ///
+    /// # Errors
+    /// As [`plan::plan`].
+    pub fn plan(self, with_trial: bool) -> Result<Plan> {
+        plan::plan(&self.fit, self.model, with_trial)
     }
 
-    fn describe(&self) -> String {
-        let plan = self.plan();
-        let lines = plan
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(key, value)| format!("{key}: {value}\n"));
-        lines.collect()
+    /// Sweeps over learning rates.
+    ///
+    /// # Errors
+    /// As [`find_lr::sweep`].
+    pub fn find_lr(self, n_steps: usize) -> Result<Sweep> {
+        find_lr::sweep(&self.fit, self.model, n_steps)
     }
 }
 
 /// Gives trained parameters the values of a state.
-fn with_values(model: Transformer, values: &Parameters) -> Result<Transformer> {
-    let expected = model::trained_parameters(&model);
-    for (name, value) in &expected {
-        ensure!(
-            values
-                .get(name)
-                .is_some_and(|found| found.len() == value.len()),
-            "the state lacks the parameter `{name}`, or has it in another size"
-        );
+fn with_values(model: Transformer, mut values: Parameters) -> Result<Transformer> {
+    let mut wrong = None;
+    model::visit_parameters(&model, |name, value, trained| {
+        let fits = values
+            .get(name)
+            .is_some_and(|found| found.len() == value.shape().num_elements());
+        if trained && !fits {
+            wrong.get_or_insert_with(|| name.to_owned());
+        }
+    });
+    if let Some(name) = wrong {
+        bail!("the checkpoint lacks the parameter `{name}`, or has it in another size");
     }
     Ok(model::update_parameters(model, |name, old, _| {
-        let values = values[name].clone();
+        let values = values.remove(name).unwrap_or_default();
         let n = values.len();
-        burn::tensor::Tensor::from_data(burn::tensor::TensorData::new(values, [n]), &old.device())
+        Tensor::from_data(TensorData::new(values, [n]), &old.device())
     }))
 }
 
 /// Removes what an earlier run of this name left, so that nothing of it is mistaken for this one's.
-fn remove_old(folder: &std::path::Path) -> Result<()> {
+fn remove_old(folder: &Path) -> Result<()> {
     for file in [
         RECORD_FILE,
         run::MODEL_FILE,
         run::ADAPTER_FILE,
-        checkpoint::STATE_FILE,
+        checkpoint::STATE_FILE, // of versions without checkpoints
     ] {
         match std::fs::remove_file(folder.join(file)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -456,7 +443,20 @@ fn remove_old(folder: &std::path::Path) -> Result<()> {
             _ => {}
         }
     }
-    Ok(())
+    Checkpoints::of(folder).clear()
+}
+
+/// Removes what a killed process left half written.
+fn remove_unfinished(folder: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(STAGED_PREFIX) && name.ends_with(STAGED_SUFFIX) {
+            std::fs::remove_file(entry.path())
+                .with_context(|| format!("cannot remove {}", entry.path().display()))?;
+        }
+    }
+    Checkpoints::of(folder).tidy()
 }
 
 fn describe_outcome(outcome: &Outcome) -> String {
@@ -477,6 +477,9 @@ fn describe_outcome(outcome: &Outcome) -> String {
         ", {:.0} s, {:.0} tokens/s\n",
         outcome.seconds, outcome.tokens_per_s
     );
+    if outcome.stopped_early {
+        text += "stopped early: the held-out loss became no better\n";
+    }
     if outcome.interrupted {
         text += "interrupted: go on with --resume\n";
     }

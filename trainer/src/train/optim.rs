@@ -1,10 +1,17 @@
-//! AdamW as PyTorch defines it, clipping by the global norm, and the schedule of the learning rate.
+//! AdamW as PyTorch defines it, Muon beside it, clipping by the global norm, and the schedule of the learning rate.
+
+mod muon;
+mod schedule;
+
+pub use muon::{Muon, orthogonalize};
+pub use schedule::LearningRates;
 
 use super::{
-    config::Schedule,
+    config::{OptimizerName, TrainConfig},
     loss::Gradients,
     model::{Transformer, to_vec, update_parameters},
 };
+use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::Tensor;
 use std::collections::BTreeMap;
 
@@ -125,24 +132,105 @@ pub fn clip(gradients: &mut Gradients, max_norm: Option<f64>) -> f64 {
     norm
 }
 
-/// The learning rate of step `step` (from 0) of `n_steps`: linear warm-up, then down to `min_ratio` of the peak.
-pub fn learning_rate(
-    schedule: Schedule,
-    step: u64,
-    n_steps: u64,
-    warmup: u64,
-    peak: f64,
-    min_ratio: f64,
-) -> f64 {
-    if step < warmup {
-        return peak * (step + 1) as f64 / warmup as f64;
+/// What turns gradients into steps.
+#[derive(Debug)]
+pub enum Optimizer {
+    /// AdamW for all parameters.
+    AdamW(AdamW),
+    /// Muon for the matrices of the blocks, AdamW for the rest.
+    Muon(Muon),
+}
+
+/// Kinds of values that an optimiser keeps for a parameter, as the names of a checkpoint's tensors begin.
+const MOMENTS: [&str; 3] = ["m", "v", "mean"];
+
+impl Optimizer {
+    /// A fresh one.
+    pub fn new(train: &TrainConfig) -> Self {
+        let adamw = AdamW::new(AdamWConfig {
+            beta1: train.beta1,
+            beta2: train.beta2,
+            eps: train.eps,
+            weight_decay: train.weight_decay,
+        });
+        match train.optimizer {
+            OptimizerName::AdamW => Self::AdamW(adamw),
+            OptimizerName::Muon => Self::Muon(Muon::new(train.momentum, adamw)),
+        }
     }
-    let rest = n_steps.saturating_sub(warmup).max(1);
-    let done = ((step - warmup) as f64 / rest as f64).min(1.0);
-    let share = match schedule {
-        Schedule::Constant => 1.0,
-        Schedule::Linear => 1.0 - done,
-        Schedule::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
-    };
-    peak * (min_ratio + (1.0 - min_ratio) * share)
+
+    /// One step on every parameter that has a gradient.
+    pub fn step(&mut self, model: Transformer, gradients: &mut Gradients, lr: f64) -> Transformer {
+        match self {
+            Self::AdamW(adamw) => adamw.step(model, gradients, lr),
+            Self::Muon(muon) => muon.step(model, gradients, lr),
+        }
+    }
+
+    /// Values that [`Self::restore`] takes: `kind.parameter`, in the order of the names.
+    pub fn state(&self) -> BTreeMap<String, Tensor<1>> {
+        let mut state = BTreeMap::new();
+        let adamw = match self {
+            Self::AdamW(adamw) => adamw,
+            Self::Muon(muon) => {
+                for (name, mean) in &muon.means {
+                    state.insert(format!("mean.{name}"), mean.clone());
+                }
+                &muon.adamw
+            }
+        };
+        for (name, moments) in &adamw.moments {
+            state.insert(format!("m.{name}"), moments.m.clone());
+            state.insert(format!("v.{name}"), moments.v.clone());
+        }
+        state
+    }
+
+    /// Goes on after `step` steps with the values of [`Self::state`].
+    ///
+    /// # Errors
+    /// Values of another optimiser, by name.
+    pub fn restore(&mut self, step: u64, mut state: BTreeMap<String, Tensor<1>>) -> Result<()> {
+        let adamw = match self {
+            Self::AdamW(adamw) => adamw,
+            Self::Muon(muon) => {
+                muon.means = take_kind(&mut state, "mean");
+                &mut muon.adamw
+            }
+        };
+        adamw.step = step;
+        let mut second = take_kind(&mut state, "v");
+        for (name, m) in take_kind(&mut state, "m") {
+            let v = second
+                .remove(&name)
+                .with_context(|| format!("the state lacks the tensor `v.{name}`"))?;
+            ensure!(
+                m.dims() == v.dims(),
+                "the state's tensors `m.{name}` and `v.{name}` differ in size"
+            );
+            adamw.moments.insert(name, Moments { m, v });
+        }
+        match state.keys().chain(second.keys()).next() {
+            Some(name) => {
+                bail!("the state has a tensor `{name}` that this optimiser does not know")
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a tensor of a checkpoint belongs to an optimiser.
+    pub fn keeps(tensor: &str) -> bool {
+        tensor
+            .split_once('.')
+            .is_some_and(|(kind, _)| MOMENTS.contains(&kind))
+    }
+}
+
+/// Takes the values of one kind out, by the parameter's name.
+fn take_kind(state: &mut BTreeMap<String, Tensor<1>>, kind: &str) -> BTreeMap<String, Tensor<1>> {
+    let prefix = format!("{kind}.");
+    state
+        .extract_if(.., |name, _| name.starts_with(&prefix))
+        .map(|(name, value)| (name[prefix.len()..].to_owned(), value))
+        .collect()
 }

@@ -7,8 +7,9 @@ use crate::{
     },
     train::{
         data::Rows,
-        fit::{Fit, count_trained, n_steps},
+        fit::{Fit, count_trained},
         model::{Transformer, visit_parameters},
+        steps::n_steps,
     },
 };
 use burn::tensor::Device;
