@@ -7,6 +7,7 @@ use fledgling::{
     run::Parameters,
     run::safetensors_contents,
     train::{
+        device,
         loss::{self, Gradients},
         model::{Batch, LoraSpec, Transformer, to_vec, trained_parameters},
         optim::{AdamW, AdamWConfig},
@@ -131,20 +132,28 @@ fn lora_by_burn_name(fixture: &Fixture, prefix: &str) -> Result<Parameters> {
     )
 }
 
-fn device() -> Device {
-    Device::flex().autodiff()
+fn cpu() -> Device {
+    Device::flex()
 }
 
-fn dense(fixture: &Fixture) -> Result<Transformer> {
+/// The first GPU, which is lavapipe under `cargo xtask test`.
+fn gpu() -> Result<Device> {
+    device::enumerate()
+        .first()
+        .context("these tests run on lavapipe: install mesa-vulkan-drivers and libvulkan1, or run `cargo xtask setup`")?
+        .device()
+}
+
+fn dense(fixture: &Fixture, device: &Device) -> Result<Transformer> {
     Transformer::new(
         &fixture.spec,
         hf_parameters(&fixture.weights, &fixture.spec)?,
         None,
-        &device(),
+        &device.clone().autodiff(),
     )
 }
 
-fn with_lora(fixture: &Fixture) -> Result<Transformer> {
+fn with_lora(fixture: &Fixture, device: &Device) -> Result<Transformer> {
     let mut values = hf_parameters(&fixture.weights, &fixture.spec)?;
     values.extend(lora_by_burn_name(fixture, "start.")?);
     Transformer::new(
@@ -154,7 +163,7 @@ fn with_lora(fixture: &Fixture) -> Result<Transformer> {
             rank: RANK,
             alpha: ALPHA,
         }),
-        &device(),
+        &device.clone().autodiff(),
     )
 }
 
@@ -253,9 +262,9 @@ fn without_key_bias(name: &str, values: &[f32]) -> Vec<f32> {
     }
 }
 
-fn check_burn_dense(name: &str) -> Result<()> {
+fn check_burn_dense(name: &str, device: &Device) -> Result<()> {
     let fixture = fixture(name)?;
-    let model = dense(&fixture)?;
+    let model = dense(&fixture, device)?;
     let (batch, positions) = all_positions(&fixture);
     let expected = rows_of(&fixture.expected["logits"], &positions, fixture.vocab_size);
     assert_close(
@@ -270,9 +279,9 @@ fn check_burn_dense(name: &str) -> Result<()> {
     Ok(())
 }
 
-fn check_burn_lora(name: &str) -> Result<()> {
+fn check_burn_lora(name: &str, device: &Device) -> Result<()> {
     let fixture = fixture(name)?;
-    let model = with_lora(&fixture)?;
+    let model = with_lora(&fixture, device)?;
     let (batch, positions) = all_positions(&fixture);
     let expected = rows_of(&fixture.peft["logits"], &positions, fixture.vocab_size);
     assert_close(
@@ -342,8 +351,8 @@ fn check_scalar(name: &str) -> Result<()> {
 }
 
 macro_rules! for_each_model {
-    ($($name:ident: $check:ident($model:literal);)*) => {
-        $(#[test] fn $name() -> Result<()> { $check($model) })*
+    ($($name:ident: $check:ident($model:literal $(, $device:expr)?);)*) => {
+        $(#[test] fn $name() -> Result<()> { $check($model $(, &$device)?) })*
     };
 }
 
@@ -354,16 +363,25 @@ for_each_model! {
     scalar_llama3_scaled: check_scalar("llama3-scaled");
     scalar_qwen2: check_scalar("qwen2");
     scalar_qwen3: check_scalar("qwen3");
-    burn_gpt2: check_burn_dense("gpt2");
-    burn_llama: check_burn_dense("llama");
-    burn_llama_tied: check_burn_dense("llama-tied");
-    burn_llama3_scaled: check_burn_dense("llama3-scaled");
-    burn_qwen2: check_burn_dense("qwen2");
-    burn_qwen3: check_burn_dense("qwen3");
-    burn_gpt2_lora: check_burn_lora("gpt2");
-    burn_llama_lora: check_burn_lora("llama");
-    burn_llama_tied_lora: check_burn_lora("llama-tied");
-    burn_llama3_scaled_lora: check_burn_lora("llama3-scaled");
-    burn_qwen2_lora: check_burn_lora("qwen2");
-    burn_qwen3_lora: check_burn_lora("qwen3");
+    burn_gpt2: check_burn_dense("gpt2", cpu());
+    burn_llama: check_burn_dense("llama", cpu());
+    burn_llama_tied: check_burn_dense("llama-tied", cpu());
+    burn_llama3_scaled: check_burn_dense("llama3-scaled", cpu());
+    burn_qwen2: check_burn_dense("qwen2", cpu());
+    burn_qwen3: check_burn_dense("qwen3", cpu());
+    burn_gpt2_lora: check_burn_lora("gpt2", cpu());
+    burn_llama_lora: check_burn_lora("llama", cpu());
+    burn_llama_tied_lora: check_burn_lora("llama-tied", cpu());
+    burn_llama3_scaled_lora: check_burn_lora("llama3-scaled", cpu());
+    burn_qwen2_lora: check_burn_lora("qwen2", cpu());
+    burn_qwen3_lora: check_burn_lora("qwen3", cpu());
+}
+
+/// The same checks against PyTorch on a GPU. One test and one process, because kernels are compiled anew in each.
+#[test]
+fn burn_on_a_gpu() -> Result<()> {
+    let device = gpu()?;
+    check_burn_dense("gpt2", &device)?;
+    check_burn_dense("llama", &device)?;
+    check_burn_lora("llama", &device)
 }

@@ -44,6 +44,8 @@ enum Command {
 pub fn main() -> ExitCode {
     // clap ends wrong use itself, with status 2.
     let cli = Cli::parse();
+    #[cfg(feature = "train")]
+    crate::train::probe::this_is_the_command();
     if let Err(error) = interrupt::install() {
         note(format!("Ctrl-C will not clean up: {error}"));
     }

@@ -15,8 +15,23 @@ use std::process::{Command, Stdio};
 
 /// Show what this machine has and what is missing
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  fledgling doctor --json")]
+#[command(
+    after_help = "Example:\n  fledgling doctor --json\n  fledgling doctor --bench\n\n\
+    A GPU is tested against the CPU before its first use, and the outcome remembered for its driver; --retest tests all of them now."
+)]
 pub struct Args {
+    /// Test every GPU against the CPU, also those that have been tested
+    #[cfg(feature = "train")]
+    #[arg(long)]
+    retest: bool,
+    /// Measure how fast each device trains: 5 seconds each, after a first step that may take a minute
+    #[cfg(feature = "train")]
+    #[arg(long)]
+    bench: bool,
+    /// What a child process does in this one's place
+    #[cfg(feature = "train")]
+    #[arg(long, hide = true)]
+    probe: Option<crate::train::probe::Probe>,
     /// Print one line of JSON
     #[arg(long)]
     json: bool,
@@ -32,6 +47,9 @@ struct Report {
     memory_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
     training: bool,
+    features: Vec<&'static str>,
+    #[cfg(feature = "train")]
+    devices: devices::Devices,
     model_cache: String,
     model_cache_problem: Option<String>,
     model_cache_free_bytes: Option<u64>,
@@ -53,7 +71,11 @@ struct Model {
 /// # Errors
 /// When there is no home folder for the model cache.
 pub fn run(args: &Args) -> Result<()> {
-    let report = examine()?;
+    #[cfg(feature = "train")]
+    if let Some(probe) = args.probe {
+        return crate::train::probe::answer(probe);
+    }
+    let report = examine(args)?;
     if args.json {
         print_json(&report)
     } else {
@@ -61,7 +83,11 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn examine() -> Result<Report> {
+#[cfg_attr(
+    not(feature = "train"),
+    expect(unused_variables, reason = "the options are about devices to train on")
+)]
+fn examine(args: &Args) -> Result<Report> {
     let cache = Cache::open()?;
     let models = cache
         .models()
@@ -81,6 +107,9 @@ fn examine() -> Result<Report> {
         memory_bytes: memory_bytes("MemTotal:"),
         memory_available_bytes: memory_bytes("MemAvailable:"),
         training: cfg!(feature = "train"),
+        features: features(),
+        #[cfg(feature = "train")]
+        devices: devices::examine(args.retest, args.bench)?,
         model_cache: cache.folder().display().to_string(),
         model_cache_problem: Staged::create(&cache.folder().join(".probe"), true)
             .err()
@@ -125,9 +154,16 @@ fn to_text(report: &Report) -> String {
         "no: models that come in Python packages cannot be pulled"
     };
     let mut text = format!(
-        "fledgling {}\n  machine      {}\n  features     {}\n  CPU engine   {} ({} threads)\n  memory       {}, {} available\n  training     {training}\n  GPUs         {}\n  \
+        "fledgling {}\n  built with   {}\n  machine      {}\n  features     {}\n  CPU engine   {} ({} threads)\n  memory       {}, {} available\n  training     {training}\n  GPUs         {}\n  \
          model cache  {cache}\n  page         {page}\n  pip          {pip}\n",
         report.version,
+        or_none(
+            &report
+                .features
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        ),
         report.machine,
         report.cpu_features.join(" "),
         report.isa,
@@ -136,6 +172,8 @@ fn to_text(report: &Report) -> String {
         bytes(report.memory_available_bytes),
         or_none(&report.gpus),
     );
+    #[cfg(feature = "train")]
+    text.push_str(&report.devices.to_string());
     for model in &report.models {
         text.push_str(&format!(
             "  model        {} ({}), {}\n",
@@ -148,6 +186,22 @@ fn to_text(report: &Report) -> String {
         text.push_str("  models       none yet: `fledgling pull smollm2-135m-instruct`\n");
     }
     text
+}
+
+/// What this build has of the features in Cargo.toml.
+fn features() -> Vec<&'static str> {
+    let all = [
+        ("train", cfg!(feature = "train")),
+        ("gpu", cfg!(feature = "gpu")),
+        ("vulkan", cfg!(feature = "vulkan")),
+        ("cuda", cfg!(feature = "cuda")),
+        ("cloud", cfg!(feature = "cloud")),
+        ("tensorboard", cfg!(feature = "tensorboard")),
+    ];
+    all.into_iter()
+        .filter(|(_, there)| *there)
+        .map(|(name, _)| name)
+        .collect()
 }
 
 /// The instruction sets that decide how fast the engine is.
@@ -222,4 +276,148 @@ fn gpus() -> Vec<String> {
         .collect();
     found.sort();
     found
+}
+
+/// What one can train on.
+#[cfg(feature = "train")]
+mod devices {
+    use crate::{
+        files::human_bytes,
+        output::note,
+        train::{
+            bench::Speed,
+            config::Dtype,
+            device::{self, Gpu},
+            probe::{self, Probe},
+            selftest::{self, Outcome},
+        },
+    };
+    use anyhow::Result;
+    use serde::Serialize;
+    use std::{fmt, time::Duration};
+
+    /// A device that has not trained for five seconds by then, after its first step, is not worth more waiting.
+    const SPEED_TIMEOUT: Duration = Duration::from_mins(5);
+
+    #[derive(Debug, Serialize)]
+    pub(super) struct Devices {
+        cpu: Measured,
+        gpus: Vec<Found>,
+        /// Why the GPUs cannot be listed.
+        problem: Option<String>,
+    }
+
+    #[derive(Debug, Serialize)]
+    struct Found {
+        #[serde(flatten)]
+        gpu: Gpu,
+        self_test: Option<Outcome>,
+        #[serde(flatten)]
+        measured: Measured,
+    }
+
+    #[derive(Debug, Default, Serialize)]
+    struct Measured {
+        speed: Option<Speed>,
+        speed_problem: Option<String>,
+    }
+
+    pub(super) fn examine(retest: bool, bench: bool) -> Result<Devices> {
+        let (found, problem) = match device::gpus() {
+            Ok(found) => (found, None),
+            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+        };
+        let mut gpus = Vec::new();
+        for gpu in found {
+            let self_test = if retest {
+                Some(selftest::test_anew(&gpu, Dtype::F32)?)
+            } else {
+                selftest::remembered(&gpu, Dtype::F32)
+            };
+            gpus.push(Found {
+                measured: measure(bench, Some(gpu.idx)),
+                self_test,
+                gpu,
+            });
+        }
+        Ok(Devices {
+            cpu: measure(bench, None),
+            gpus,
+            problem,
+        })
+    }
+
+    fn measure(bench: bool, idx: Option<usize>) -> Measured {
+        if !bench {
+            return Measured::default();
+        }
+        let name = idx.map_or_else(|| "cpu".to_owned(), |idx| format!("gpu:{idx}"));
+        note(format!("measuring how fast {name} trains"));
+        match probe::run(&Probe::Speed(idx), SPEED_TIMEOUT) {
+            Ok(speed) => Measured {
+                speed: Some(speed),
+                speed_problem: None,
+            },
+            Err(error) => Measured {
+                speed: None,
+                speed_problem: Some(format!("{error:#}")),
+            },
+        }
+    }
+
+    impl fmt::Display for Measured {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            if let Some(speed) = &self.speed {
+                write!(
+                    f,
+                    "; trains {:.0} tokens/s (first step {:.1} s",
+                    speed.tokens_per_s, speed.first_step_s
+                )?;
+                if let Some(mib) = speed.peak_mib {
+                    write!(f, ", {mib:.0} MiB of main memory")?;
+                }
+                f.write_str(")")?;
+            }
+            match &self.speed_problem {
+                Some(problem) => write!(f, "; its speed cannot be measured: {problem}"),
+                None => Ok(()),
+            }
+        }
+    }
+
+    impl fmt::Display for Devices {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            writeln!(f, "  train on     cpu{}", self.cpu)?;
+            for found in &self.gpus {
+                let gpu = &found.gpu;
+                let kind = format!("{:?}", gpu.kind).to_lowercase();
+                let state = found
+                    .self_test
+                    .as_ref()
+                    .map_or_else(|| "not tested yet".to_owned(), ToString::to_string);
+                writeln!(
+                    f,
+                    "  train on     gpu:{} {gpu}, {kind}, tensors up to {}; {state}{}",
+                    gpu.idx,
+                    human_bytes(gpu.max_binding_bytes),
+                    found.measured
+                )?;
+            }
+            match &self.problem {
+                Some(problem) => writeln!(f, "  train on     the GPUs cannot be listed: {problem}"),
+                None if self.gpus.is_empty() => {
+                    writeln!(f, "  train on     no GPU: {}", no_gpu())
+                }
+                None => Ok(()),
+            }
+        }
+    }
+
+    fn no_gpu() -> &'static str {
+        if cfg!(feature = "gpu") {
+            "no driver for Vulkan, Metal or DirectX 12 answers"
+        } else {
+            "this build has no feature `gpu`"
+        }
+    }
 }

@@ -54,6 +54,9 @@ pub struct Record {
     /// Size of the LoRA.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraSize>,
+    /// Where it was trained, and what the self-test said of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Optimiser steps behind the weights.
     pub step: u64,
     /// Held-out perplexity before the first step.

@@ -1,7 +1,8 @@
 //! `fledgling bench train`: how fast a GPT-2 of a given size trains here, on random tokens.
 
 use super::{
-    config::{FamilyName, ModelConfig},
+    config::{Dtype, FamilyName, ModelConfig},
+    device::{self, Choice},
     loss::loss_and_gradients,
     model::{Batch, Transformer},
     optim::{AdamW, AdamWConfig},
@@ -14,8 +15,8 @@ use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
 };
-use serde::Serialize;
-use std::time::Instant;
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
 
 /// Train a GPT-2 of this size on random tokens and measure
 #[derive(Debug, Clone, clap::Args)]
@@ -48,24 +49,19 @@ pub struct BenchArgs {
     /// Threads; 0 takes all cores
     #[arg(long, default_value_t = 0)]
     pub threads: usize,
-    /// Where to compute
-    #[arg(long, value_enum, default_value = "cpu")]
-    pub device: BenchDevice,
+    /// Where to compute: cpu, gpu, gpu:N or auto
+    #[arg(long, default_value = "cpu")]
+    pub device: Choice,
     /// Print one line of JSON
     #[arg(long)]
     pub json: bool,
 }
 
-/// Devices of this build.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum BenchDevice {
-    /// Burn's flex backend
-    Cpu,
-}
-
 /// What was measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct BenchReport {
+    /// Where.
+    pub device: String,
     /// Positions trained on in a second.
     pub tokens_per_s: f64,
     /// Median time of a step.
@@ -81,6 +77,9 @@ pub struct BenchReport {
 /// # Errors
 /// Sizes that do not fit each other, by name.
 pub fn run(args: &BenchArgs) -> Result<()> {
+    if args.device != Choice::Cpu {
+        super::probe::without_display();
+    }
     let report = measure(args)?;
     if args.json {
         return print_json(&report);
@@ -90,10 +89,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         .map_or_else(|| "unknown".to_owned(), |mib| format!("{mib:.0} MiB"));
     print(&format!(
         "{}\n  {:9.1} tokens/s\n  {:9.1} ms a step\n  peak memory {peak}\n  loss {:.4}\n",
-        crate::bench::machine(),
-        report.tokens_per_s,
-        report.step_ms,
-        report.loss
+        report.device, report.tokens_per_s, report.step_ms, report.loss
     ))
 }
 
@@ -113,35 +109,17 @@ pub fn measure(args: &BenchArgs) -> Result<BenchReport> {
         "every size is at least 1, --ctx and --vocab at least 2"
     );
     set_threads(args.threads);
-    let config = ModelConfig::new(
-        FamilyName::Gpt2,
-        args.layers,
-        args.width,
-        args.heads,
-        args.ctx,
-    );
-    let spec = config.spec(args.vocab);
-    spec.validate()?;
-    let mut model = Transformer::new(
-        &spec,
-        start::random_parameters(&spec, 1),
-        None,
-        &Device::flex().autodiff(),
-    )?;
-    let mut optimizer = AdamW::new(AdamWConfig {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.01,
-    });
-    let batch = random_batch(args);
+    let chosen = device::choose(args.device, Dtype::F32, false)?;
+    device::guard(&chosen.device, || measure_on(args, &chosen))
+}
+
+fn measure_on(args: &BenchArgs, chosen: &device::Chosen) -> Result<BenchReport> {
+    let mut training = Training::new(args, &chosen.device)?;
+    chosen.check_sizes(training.model.spec(), args.batch, args.ctx)?;
     let (mut times_ms, mut loss) = (Vec::new(), 0.0);
     for step in 0..=args.steps {
         let started = Instant::now();
-        let (sum, mut gradients) =
-            loss_and_gradients(&model, &batch, 1.0 / batch.counted.len() as f64);
-        model = optimizer.step(model, &mut gradients, 1e-3);
-        loss = sum / batch.counted.len() as f64;
+        (training, loss) = training.step()?;
         if step > 0 {
             times_ms.push(started.elapsed().as_secs_f64() * 1e3);
         }
@@ -150,11 +128,55 @@ pub fn measure(args: &BenchArgs) -> Result<BenchReport> {
     times_ms.sort_by(f64::total_cmp);
     let step_ms = times_ms[times_ms.len() / 2];
     Ok(BenchReport {
+        device: chosen.name.clone(),
         tokens_per_s: (args.batch * args.ctx) as f64 / step_ms * 1e3,
         step_ms,
         peak_mib: crate::bench::peak_rss_mib(),
         loss,
     })
+}
+
+/// A model that learns one batch by heart.
+struct Training {
+    model: Transformer,
+    optimizer: AdamW,
+    batch: Batch,
+    device: Device,
+}
+
+impl Training {
+    fn new(args: &BenchArgs, device: &Device) -> Result<Self> {
+        let config = ModelConfig::new(
+            FamilyName::Gpt2,
+            args.layers,
+            args.width,
+            args.heads,
+            args.ctx,
+        );
+        let spec = config.spec(args.vocab);
+        spec.validate()?;
+        let values = start::random_parameters(&spec, 1);
+        Ok(Self {
+            model: Transformer::new(&spec, values, None, &device.clone().autodiff())?,
+            optimizer: AdamW::new(AdamWConfig {
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 0.01,
+            }),
+            batch: random_batch(args),
+            device: device.clone(),
+        })
+    }
+
+    /// One step, done when this returns, and its loss.
+    fn step(mut self) -> Result<(Self, f64)> {
+        let n_counted = self.batch.counted.len() as f64;
+        let (sum, mut gradients) = loss_and_gradients(&self.model, &self.batch, 1.0 / n_counted);
+        self.model = self.optimizer.step(self.model, &mut gradients, 1e-3);
+        self.device.sync()?;
+        Ok((self, sum / n_counted))
+    }
 }
 
 fn random_batch(args: &BenchArgs) -> Batch {
@@ -172,4 +194,54 @@ fn random_batch(args: &BenchArgs) -> Batch {
         counted: (0..n as u32).collect(),
         targets: tokens(),
     }
+}
+
+/// Seconds for which [`speed`] trains, after the first step.
+const SPEED_S: u64 = 5;
+
+/// How fast a small GPT-2 trains on a device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Speed {
+    /// Positions trained on in a second.
+    pub tokens_per_s: f64,
+    /// Of the first step, which compiles and measures kernels.
+    pub first_step_s: f64,
+    /// Peak memory of the process.
+    pub peak_mib: Option<f64>,
+}
+
+/// Trains a GPT-2 of 4 layers of 256 (4 rows of 128 tokens, V = 1024, f32) for 5 seconds.
+///
+/// # Errors
+/// What the device throws.
+pub fn speed(device: &Device) -> Result<Speed> {
+    let args = BenchArgs {
+        layers: 4,
+        width: 256,
+        heads: 4,
+        ctx: 128,
+        vocab: 1024,
+        batch: 4,
+        steps: 1,
+        threads: 0,
+        device: Choice::Cpu,
+        json: false,
+    };
+    device::guard(device, || {
+        let mut training = Training::new(&args, device)?;
+        let started = Instant::now();
+        (training, _) = training.step()?;
+        let first_step_s = started.elapsed().as_secs_f64();
+        let (started, mut n_steps) = (Instant::now(), 0);
+        while n_steps == 0 || started.elapsed() < Duration::from_secs(SPEED_S) {
+            (training, _) = training.step()?;
+            n_steps += 1;
+        }
+        Ok(Speed {
+            tokens_per_s: (n_steps * args.batch * args.ctx) as f64
+                / started.elapsed().as_secs_f64(),
+            first_step_s,
+            peak_mib: crate::bench::peak_rss_mib(),
+        })
+    })
 }

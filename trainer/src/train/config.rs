@@ -1,6 +1,7 @@
 //! One TOML file describes a run; `--set section.key=value` overrides a key. Unknown keys are refused with the nearest
 //! known one, numbers are checked against their ranges, and the resolved file is saved with the run.
 
+use super::device::Choice;
 pub use super::shape::{FamilyName, ModelConfig};
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_data::toml_config;
@@ -27,6 +28,12 @@ pub struct Config {
     /// Threads; 0 takes all cores.
     #[serde(default)]
     pub threads: usize,
+    /// Where it computes: `auto`, `cpu`, `gpu` or `gpu:N`.
+    #[serde(default)]
+    pub device: Choice,
+    /// Whether a GPU is used against its self-test: of the command line only, so that no file switches it off.
+    #[serde(skip)]
+    pub trust_device: bool,
     /// Rows.
     pub data: DataConfig,
     /// Optimiser, schedule, loop.
@@ -128,6 +135,8 @@ pub struct TrainConfig {
     pub min_delta: f64,
     /// Stop when a step's loss is more than this times the median of the last ones; 0 never.
     pub spike: f64,
+    /// What matrices are multiplied in; weights, norms, softmax and loss are f32 always.
+    pub dtype: Dtype,
 }
 
 impl Default for TrainConfig {
@@ -157,6 +166,7 @@ impl Default for TrainConfig {
             patience: 0,
             min_delta: 0.0,
             spike: 0.0,
+            dtype: Dtype::F32,
         }
     }
 }
@@ -169,6 +179,35 @@ pub enum OptimizerName {
     AdamW,
     /// Muon for the matrices of the blocks, AdamW for the rest.
     Muon,
+}
+
+/// Number formats of matrix products.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// 16 bits, 8 of them for the exponent: on GPUs that have it.
+    Bf16,
+}
+
+impl Dtype {
+    /// The format that a config calls `name`.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::F32, Self::Bf16]
+            .into_iter()
+            .find(|dtype| dtype.to_string() == name)
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
 }
 
 /// How the learning rate falls.
@@ -642,5 +681,7 @@ mod tests {
             &["samples.temperature=-1"],
             "samples.temperature = -1",
         );
+        check("", &["device=tpu"], "\"gpu:N\"");
+        check("", &["train.dtype=f8"], "f8");
     }
 }

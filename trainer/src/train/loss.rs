@@ -6,15 +6,15 @@
 //! enters the backward pass through `sum(hidden * gradient)`, whose derivative it is.
 
 use super::{
-    kernels,
-    model::{Batch, Transformer, take_gradients, to_vec},
+    composed, device, kernels,
+    model::{Batch, Transformer, ints, take_gradients, to_vec},
     ops,
 };
 use burn::tensor::{Tensor, TensorData};
 use std::collections::BTreeMap;
 
 /// Rows of logits that are in memory at a time: at V = 49,152 a chunk is 48 MiB.
-const CHUNK_ROWS: usize = 256;
+pub(super) const CHUNK_ROWS: usize = 256;
 
 /// Gradients by parameter name, flattened.
 pub type Gradients = BTreeMap<String, Tensor<1>>;
@@ -32,25 +32,24 @@ pub fn logits(model: &Transformer, batch: &Batch) -> Tensor<2> {
 pub fn loss_sum(model: &Transformer, batch: &Batch) -> f64 {
     let hidden = model.hidden(batch).inner();
     let head = model.head().inner();
-    chunks(batch)
-        .map(|chunk| chunk_loss(&hidden, &head, batch, chunk, 1.0).0)
-        .sum()
+    let losses = chunks(batch).map(|chunk| chunk_loss(&hidden, &head, batch, chunk, 1.0).0);
+    total(losses.collect())
 }
 
 /// Sum of the cross-entropies, and the gradients of `scale` times that sum.
 pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f64, Gradients) {
     let hidden = model.hidden(batch); // [M, C]
-    let head = head_gradients(model, hidden.clone().inner(), batch, scale);
+    let head = head_gradients(model, &hidden.clone().inner(), batch, scale);
     let surrogate = (hidden * Tensor::from_inner(head.d_hidden)).sum();
     let mut gradients = take_gradients(model, surrogate.backward());
     add_head(&mut gradients, model, head.d_head);
-    (head.sum, gradients)
+    (total(head.losses), gradients)
 }
 
 /// What the output matrix gives.
 pub(super) struct HeadGradients {
-    /// Sum of the cross-entropies.
-    pub(super) sum: f64,
+    /// Cross-entropies of the chunks: [`total`].
+    pub(super) losses: Vec<ChunkLoss>,
     /// Of `scale` times the sum with respect to the hidden states. [M, C]
     pub(super) d_hidden: Tensor<2>,
     /// With respect to the output matrix, where it is trained. [V, C]
@@ -60,17 +59,17 @@ pub(super) struct HeadGradients {
 /// Loss and gradients of the output matrix, by chunks of rows of the hidden states, outside autodiff.
 pub(super) fn head_gradients(
     model: &Transformer,
-    hidden: Tensor<2>,
+    hidden: &Tensor<2>,
     batch: &Batch,
     scale: f64,
 ) -> HeadGradients {
     let head = model.head();
     let head_trained = head.is_require_grad();
     let head = head.inner();
-    let (mut sum, mut d_hidden, mut d_head) = (0.0, Vec::new(), None::<Tensor<2>>);
+    let (mut losses, mut d_hidden, mut d_head) = (Vec::new(), Vec::new(), None::<Tensor<2>>);
     for (start, len) in chunks(batch) {
-        let (loss, d_logits) = chunk_loss(&hidden, &head, batch, (start, len), scale);
-        sum += loss;
+        let (loss, d_logits) = chunk_loss(hidden, &head, batch, (start, len), scale);
+        losses.push(loss);
         if head_trained {
             let of_chunk = hidden.clone().narrow(0, start, len);
             let d = ops::product(d_logits.clone(), of_chunk, [true, false]); // [V, C]
@@ -82,7 +81,7 @@ pub(super) fn head_gradients(
         d_hidden.push(ops::product(d_logits, head.clone(), [false, false]));
     }
     HeadGradients {
-        sum,
+        losses,
         d_hidden: Tensor::cat(d_hidden, 0),
         d_head,
     }
@@ -101,6 +100,30 @@ pub(super) fn add_head(gradients: &mut Gradients, model: &Transformer, d_head: O
     gradients.insert(name.to_owned(), sum);
 }
 
+/// The loss of a chunk of rows: on a GPU it stays there until all work is queued.
+pub(super) enum ChunkLoss {
+    Here(f64),
+    OnDevice(Box<Tensor<1>>),
+}
+
+/// Sum of the chunks' losses. On a GPU it waits for all work before it, so it comes after everything is queued.
+pub(super) fn total(losses: Vec<ChunkLoss>) -> f64 {
+    let (mut sum, mut there) = (0.0, Vec::new());
+    for loss in losses {
+        match loss {
+            ChunkLoss::Here(loss) => sum += loss,
+            ChunkLoss::OnDevice(loss) => there.push(*loss),
+        }
+    }
+    if there.is_empty() {
+        return sum;
+    }
+    to_vec(Tensor::cat(there, 0))
+        .into_iter()
+        .map(f64::from)
+        .sum()
+}
+
 fn chunks(batch: &Batch) -> impl Iterator<Item = (usize, usize)> {
     let n = batch.counted.len();
     (0..n)
@@ -115,18 +138,22 @@ fn chunk_loss(
     batch: &Batch,
     (start, len): (usize, usize),
     scale: f64,
-) -> (f64, Tensor<2>) {
-    let of_chunk = hidden.clone().narrow(0, start, len);
-    let logits = ops::product(of_chunk, head.clone(), [false, true]);
-    let (shape, device) = (logits.dims(), logits.device());
-    let mut values = to_vec(logits);
-    let loss = kernels::cross_entropy(
-        &mut values,
-        &batch.targets[start..start + len],
-        scale as f32,
+) -> (ChunkLoss, Tensor<2>) {
+    let targets = &batch.targets[start..start + len];
+    let logits = ops::product(
+        hidden.clone().narrow(0, start, len),
+        head.clone(),
+        [false, true],
     );
+    let (shape, device) = (logits.dims(), logits.device());
+    if !device::is_cpu(&device) {
+        let (loss, d_logits) = composed::cross_entropy(logits, ints(targets, &device), scale);
+        return (ChunkLoss::OnDevice(Box::new(loss)), d_logits);
+    }
+    let mut values = to_vec(logits);
+    let loss = kernels::cross_entropy(&mut values, targets, scale as f32);
     (
-        loss,
+        ChunkLoss::Here(loss),
         Tensor::from_data(TensorData::new(values, shape), &device),
     )
 }

@@ -6,8 +6,10 @@
 pub mod bench;
 pub mod checkpoint;
 pub mod checkpoints;
+pub mod composed;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod find_lr;
 pub mod fit;
 pub mod kernels;
@@ -17,10 +19,12 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 pub mod plan;
+pub mod probe;
 pub mod progress;
 pub mod recompute;
 pub mod resume;
 pub mod samples;
+pub mod selftest;
 pub mod shape;
 pub mod start;
 pub mod steps;
@@ -34,7 +38,7 @@ use crate::{
     run::{self, Base, HEADER_FILE, LoraSize, Parameters, RECORD_FILE, Record, header_bytes},
 };
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use checkpoints::Checkpoints;
 use config::{Config, Mode};
 use data::Rows;
@@ -55,6 +59,10 @@ use std::path::{Path, PathBuf};
     after_help = "Examples:\n  fledgling train examples/quickstart/train.toml\n  fledgling train mine.toml --set train.lr=2e-4 --set name=second\n  \
     fledgling train mine.toml --resume\n  fledgling train mine.toml --dry-run\n  fledgling train mine.toml --find-lr\n\nWrites runs/NAME/, which export, eval, generate, chat and serve take as a model. Paths in the config are relative to \
     the current folder.\nCtrl-C writes a checkpoint and ends with status 130; --resume goes on from there."
+)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "the switches of a command line"
 )]
 pub struct TrainArgs {
     /// The run's description
@@ -87,6 +95,9 @@ pub struct TrainArgs {
     /// Show nothing while it trains
     #[arg(long, short)]
     pub quiet: bool,
+    /// Train on a GPU that failed its self-test: its results may be wrong
+    #[arg(long)]
+    pub trust_device: bool,
     /// Print the outcome as one line of JSON
     #[arg(long)]
     pub json: bool,
@@ -98,7 +109,11 @@ pub struct TrainArgs {
 /// Wrong config, data or base; a loss that is no number; files that cannot be written.
 pub fn run(args: &TrainArgs) -> Result<()> {
     let view = View::of(args.tui, args.quiet)?;
-    let config = Config::load(&args.config, &args.set)?;
+    let mut config = Config::load(&args.config, &args.set)?;
+    config.trust_device = args.trust_device;
+    if config.device != device::Choice::Cpu {
+        probe::without_display();
+    }
     set_threads(config.threads);
     let folder = config.run_dir();
     let only_looks = args.dry_run || args.find_lr.is_some();
@@ -200,7 +215,10 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
         "data.valid: the files hold no row to measure on"
     );
 
-    let device = Device::flex().autodiff();
+    let chosen = device::choose(config.device, config.train.dtype, config.trust_device)?;
+    note(format!("device: {}: {}", chosen.name, chosen.why));
+    chosen.check_sizes(&spec, config.train.batch, max_tokens)?;
+    let device = chosen.device.clone().autodiff();
     let mut values = match config.mode {
         Mode::Scratch => start::random_parameters(&spec, config.seed),
         Mode::Full | Mode::Lora => start::parameters_of(&base.gguf, &spec)?,
@@ -214,7 +232,8 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
         alpha: size.alpha,
     });
     let model = Transformer::new(&spec, values, lora_spec.as_ref(), &device)?;
-    let record = record_of(&config, base, lora.as_ref().map(|(size, _)| *size))?;
+    let mut record = record_of(&config, base, lora.as_ref().map(|(size, _)| *size))?;
+    record.device = Some(format!("{}: {}", chosen.name, chosen.why));
     let header = header_bytes(&spec, run_metadata(&config, base, &spec))?;
     let origin = resume::origin(&record.base.sha256, &train, &valid);
     let samples = config
@@ -304,6 +323,7 @@ fn record_of(config: &Config, base: &models::Model, lora: Option<LoraSize>) -> R
             sha256,
         },
         lora,
+        device: None,
         step: 0,
         valid_perplexity_before: None,
         valid_perplexity: None,
@@ -379,7 +399,8 @@ impl Prepared {
         let resumed = state.as_ref().map(|state| state.progress.step);
         let folder = fit.folder.clone();
         let mut reporter = Reporter::open(&fit.folder, resumed, view)?;
-        let result = fit.run(model, state, until, &mut reporter);
+        let device = fit.device.clone();
+        let result = device::guard(&device, || fit.run(model, state, until, &mut reporter));
         let ended = reporter.end(&result);
         if let Err(error) = crate::report::page::write(&folder, None) {
             note(format!("the report could not be written: {error:#}"));

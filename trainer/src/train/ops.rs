@@ -51,7 +51,7 @@ impl Op {
 }
 
 /// Operations by the number of their inputs; the output has the shape of the first, but for products.
-#[backend_extension(Flex, Autodiff)]
+#[backend_extension(Flex, Cube: cfg(feature = "gpu"), Autodiff)]
 pub trait FusedOps: Backend {
     /// One input.
     fn fused1(a: FloatTensor<Self>, op: Op) -> FloatTensor<Self>;

@@ -117,11 +117,13 @@ pub fn clip(gradients: &mut Gradients, max_norm: Option<f64>) -> f64 {
         .values()
         .map(|gradient| (gradient.clone() * gradient.clone()).sum())
         .collect::<Vec<_>>();
-    let norm = squares
-        .into_iter()
-        .map(|square| f64::from(to_vec(square)[0]))
-        .sum::<f64>()
-        .sqrt();
+    // One copy for all of them: from a GPU each would wait for everything before it.
+    let squares = if squares.is_empty() {
+        Vec::new()
+    } else {
+        to_vec(Tensor::cat(squares, 0))
+    };
+    let norm = squares.into_iter().map(f64::from).sum::<f64>().sqrt();
     // torch.nn.utils.clip_grad_norm_ adds the same 1e-6.
     let scale = max_norm.map_or(1.0, |max| max / (norm + 1e-6));
     if scale < 1.0 {

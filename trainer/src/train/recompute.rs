@@ -5,7 +5,7 @@
 //! first. Each sum has the same terms in the same order as without, so the gradients have the same bits.
 
 use super::{
-    loss::{Gradients, add_head, head_gradients},
+    loss::{Gradients, add_head, head_gradients, total},
     model::{Batch, Transformer, take_gradients},
 };
 use burn::{module::Module, tensor::Tensor};
@@ -27,7 +27,7 @@ pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f6
     }
     let end = Tensor::from_inner(x).require_grad();
     let hidden = model.leave(end.clone(), batch); // [M, C]
-    let head = head_gradients(model, hidden.clone().inner(), batch, scale);
+    let head = head_gradients(model, &hidden.clone().inner(), batch, scale);
     let (mut gradients, mut dx) = backward(model, hidden, head.d_hidden, &end);
     for (layer, input) in inputs.into_iter().enumerate().rev() {
         let input = Tensor::from_inner(input).require_grad();
@@ -42,7 +42,7 @@ pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f6
         gradients.extend(take_gradients(model, surrogate.backward()));
     }
     add_head(&mut gradients, model, head.d_head);
-    (head.sum, gradients)
+    (total(head.losses), gradients)
 }
 
 /// The gradients of the parameters between `input` and `output`, and that of `input`, from that of `output`.
