@@ -4,8 +4,7 @@
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use fledgling::{
-    run::Parameters,
-    run::safetensors_contents,
+    run::{LoraSize, Parameters, safetensors_contents},
     train::{
         device,
         loss::{self, Gradients},
@@ -160,8 +159,12 @@ fn with_lora(fixture: &Fixture, device: &Device) -> Result<Transformer> {
         &fixture.spec,
         values,
         Some(&LoraSpec {
-            rank: RANK,
-            alpha: ALPHA,
+            size: LoraSize {
+                rank: RANK,
+                alpha: ALPHA,
+                rslora: false,
+            },
+            dropout: 0.0,
         }),
         &device.clone().autodiff(),
     )

@@ -399,6 +399,12 @@ impl Weights {
     }
 }
 
+/// The values of a tensor of safetensors.
+pub(crate) fn values_of(view: &TensorView<'_>) -> Result<Vec<f32>> {
+    let dtype = Stored::Safetensors(view.clone()).dtype()?;
+    decode(dtype, view.data())
+}
+
 fn decode(dtype: DType, data: &[u8]) -> Result<Vec<f32>> {
     let pairs = || data.as_chunks::<2>().0.iter().copied();
     let values: Vec<f32> = match dtype {

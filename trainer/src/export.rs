@@ -5,24 +5,34 @@
 //! logits (the token embedding where it is tied) keeps 8 bits in the 4-bit types, because every token depends on it.
 
 use crate::{
+    adapter::Adapter,
     files::{human_bytes, refuse_existing},
     gguf_file, hf_folder,
     model::{self, Model},
     output::{UsageError, note, print, print_json},
+    run,
 };
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use fledgling_core::{
     gguf::{Header, Metadata, TensorDecl, TensorInfo},
     quant::{self, DType},
-    spec::{Role, TensorEntry, tensor_table},
+    spec::{ModelSpec, Role, TensorEntry, tensor_table},
 };
+use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// The key of the type that a model was trained for.
+pub const QAT_KEY: &str = "fledgling.qat";
 
 /// Write a model as one GGUF file, or as a folder for transformers
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  fledgling export runs/mine --quant q8_0 -o mine.gguf\n  fledgling export gpt2 --quant q4_0 -o gpt2-q4_0.gguf --force\n  \
+    fledgling export gpt2 --adapter peft-folder --quant q8_0 -o merged.gguf\n  \
     fledgling export runs/mine --format safetensors -o mine-hf\n\n\
     A run's LoRA is merged. In q4_0 and q4_1 the output matrix (or the tied embedding) is kept in q8_0; vectors stay f32."
 )]
@@ -38,6 +48,12 @@ pub struct Args {
     /// Where to write: a file, for safetensors a folder
     #[arg(short, long, value_name = "OUT")]
     output: PathBuf,
+    /// Merge a LoRA of this model: the folder of a run, or one that PEFT wrote
+    #[arg(long, value_name = "FOLDER")]
+    adapter: Option<PathBuf>,
+    /// Merge this much of the LoRA: 0 gives the base, 1 what was trained
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    scale: Option<f64>,
     /// Replace what is there
     #[arg(long)]
     force: bool,
@@ -56,7 +72,8 @@ pub enum Format {
 }
 
 /// Element types that can be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Quant {
     /// Exact
     F32,
@@ -66,17 +83,21 @@ pub enum Quant {
     Bf16,
     /// 8.5 bits a weight, nearly exact
     #[value(name = "q8_0")]
+    #[serde(rename = "q8_0")]
     Q8_0,
     /// 4.5 bits a weight
     #[value(name = "q4_0")]
+    #[serde(rename = "q4_0")]
     Q4_0,
     /// 5 bits a weight
     #[value(name = "q4_1")]
+    #[serde(rename = "q4_1")]
     Q4_1,
 }
 
 impl Quant {
-    fn dtype(self) -> DType {
+    /// The element type.
+    pub fn dtype(self) -> DType {
         match self {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
@@ -85,6 +106,11 @@ impl Quant {
             Self::Q4_0 => DType::Q4_0,
             Self::Q4_1 => DType::Q4_1,
         }
+    }
+
+    /// What `--quant` calls it.
+    pub fn name(self) -> String {
+        self.dtype().name().to_lowercase()
     }
 
     /// `general.file_type`: llama.cpp's `llama_ftype`.
@@ -125,7 +151,7 @@ fn write_folder(args: &Args) -> Result<()> {
         ))
         .into());
     }
-    let model = model::open(&args.model)?;
+    let model = open(args)?;
     let dtype = asked.unwrap_or_else(|| hf_folder::natural_dtype(&model));
     let max_bytes = hf_folder::MAX_SHARD_BYTES;
     let written = hf_folder::write(&model, &args.output, dtype, max_bytes, args.force)?;
@@ -145,8 +171,9 @@ fn write_folder(args: &Args) -> Result<()> {
 
 fn write_gguf(args: &Args, quant: Quant) -> Result<()> {
     refuse_existing(&args.output, args.force)?;
-    let model = model::open(&args.model)?;
+    let model = open(args)?;
     let plan = plan(&model, quant.dtype());
+    note_training(&model, quant);
     gguf_file::write(
         &args.output,
         args.force,
@@ -174,6 +201,49 @@ fn write_gguf(args: &Args, quant: Quant) -> Result<()> {
     print(&format!("{}\n", args.output.display()))
 }
 
+/// The model, with the LoRA that was asked for merged.
+fn open(args: &Args) -> Result<Model> {
+    let allowed = -100.0..=100.0;
+    if let Some(scale) = args.scale.filter(|scale| !allowed.contains(scale)) {
+        return Err(UsageError(format!("--scale {scale}: -100 to 100")).into());
+    }
+    match (&args.adapter, args.scale) {
+        (None, None) => model::open(&args.model),
+        (None, Some(factor)) => model::open_scaled(&args.model, factor),
+        (Some(path), scale) => {
+            let model = model::open(&args.model)?;
+            let adapter = open_adapter(path, &args.model, &model)?;
+            model::open_merged(&model, &adapter, scale.unwrap_or(1.0))
+        }
+    }
+}
+
+/// A run's LoRA tells its base, so that it is not merged into another one; PEFT's tells shapes only.
+fn open_adapter(path: &Path, name: &str, model: &Model) -> Result<Adapter> {
+    if run::is_run_folder(path) {
+        let base = run::read_record(path)?.base;
+        ensure!(
+            run::identity(&model::locate(name)?)? == base.sha256,
+            "the LoRA of {} was trained on `{}` ({}), which is not the same model as {name}; without --adapter, the run itself can be exported",
+            path.display(),
+            base.name,
+            base.path.display()
+        );
+    }
+    Adapter::open(path, &model.info.spec)
+}
+
+/// Training for one type pays in an export of this type only.
+fn note_training(model: &Model, quant: Quant) {
+    let trained_for = model.gguf.header().metadata.str(QAT_KEY);
+    if let Some(name) = trained_for.filter(|name| *name != quant.name()) {
+        note(format!(
+            "`{}` was trained for an export in {name} ([qat] of its config)",
+            model.name
+        ));
+    }
+}
+
 /// Every tensor of the file with the type it gets.
 fn plan(model: &Model, dtype: DType) -> Vec<TensorDecl> {
     let table: BTreeMap<_, _> = tensor_table(&model.info.spec)
@@ -187,6 +257,15 @@ fn plan(model: &Model, dtype: DType) -> Vec<TensorDecl> {
         shape: info.shape.iter().rev().map(|n| *n as usize).collect(),
     };
     header.tensors.iter().map(plan_one).collect()
+}
+
+/// The type that each tensor of a model's table gets, by its GGUF name: what is trained for must be what is written.
+pub fn types(spec: &ModelSpec, quant: Quant) -> BTreeMap<String, DType> {
+    let type_of = |entry: TensorEntry| {
+        let dtype = type_of(Some(&entry), quant.dtype(), spec.tied_embedding);
+        (entry.gguf, dtype)
+    };
+    tensor_table(spec).into_iter().map(type_of).collect()
 }
 
 /// The type that a tensor gets. Tensors outside the table (RoPE factors) are small and stay exact.

@@ -1,6 +1,7 @@
 //! The library behind the command `fledgling`, so that tests can call what the command calls.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod bench;
 pub mod cache;
 pub mod chat;

@@ -1,8 +1,9 @@
 //! What `MODEL` means on every command line: a GGUF file, a folder as the Hugging Face hub has it, a run's folder, or a pulled name.
 
 use crate::{
+    adapter::Adapter,
     cache::Cache,
-    convert,
+    convert, gguf_file,
     interrupt::Unfinished,
     output::UsageError,
     pull::source::{NAMED, nearest},
@@ -11,8 +12,9 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use fledgling_core::{
     cpu::{CpuEngine, CpuOptions, KvDType},
-    gguf::{Gguf, Header},
+    gguf::{Gguf, Header, TensorDecl},
     model::ModelInfo,
+    quant::DType,
     spec::ModelSpec,
 };
 use std::path::{Path, PathBuf};
@@ -146,6 +148,57 @@ fn open_folder(text: &str, folder: &Path) -> Result<Model> {
         })
         .unwrap_or_else(|| "model".to_owned());
     open_converted(text, &stem, |path| folder_to_gguf(folder, path))
+}
+
+/// Opens a run's folder with `factor` times its LoRA merged.
+///
+/// # Errors
+/// When `text` names no run that trained a LoRA.
+pub fn open_scaled(text: &str, factor: f64) -> Result<Model> {
+    let folder = locate(text)?;
+    if !run::is_run_folder(&folder) {
+        return Err(UsageError(format!(
+            "--scale is for a LoRA, and {} is no run's folder: give the LoRA with --adapter FOLDER",
+            folder.display()
+        ))
+        .into());
+    }
+    open_converted(text, "model", |path| {
+        run::to_gguf(&run::load_run(&folder)?.scaled(factor)?, path)
+    })
+}
+
+/// `model` with `factor` times a LoRA merged: the matrices that it is on become f32, the others stay as they are.
+///
+/// # Errors
+/// When the disk is full.
+pub fn open_merged(model: &Model, adapter: &Adapter, factor: f64) -> Result<Model> {
+    let header = model.gguf.header();
+    let decls: Vec<_> = header
+        .tensors
+        .iter()
+        .map(|info| TensorDecl {
+            name: info.name.clone(),
+            dtype: match adapter.addition(&info.name) {
+                Some(_) => DType::F32,
+                None => info.dtype,
+            },
+            shape: info.shape.iter().rev().map(|n| *n as usize).collect(),
+        })
+        .collect();
+    open_converted(&model.name, "model", |path| {
+        gguf_file::write(path, true, header.metadata.clone(), &decls, |decl| {
+            let Some(addition) = adapter.addition(&decl.name) else {
+                return Ok(model.gguf.tensor(&decl.name)?.1.to_vec());
+            };
+            let mut values = model.gguf.tensor_f32(&decl.name)?;
+            addition.add_to(&mut values, 0, factor);
+            Ok(values
+                .iter()
+                .flat_map(|value| value.to_le_bytes())
+                .collect())
+        })
+    })
 }
 
 /// Opens a `tokenizer.json` as a model without knowledge: what a run from scratch starts from.

@@ -3,14 +3,19 @@
 //! - `run.json`: the [`Record`]: name, mode, base, size of the LoRA, how the validation went;
 //! - `config.toml`: the resolved config;
 //! - `header.gguf`: the header of the model as a GGUF file (spec, tokenizer, chat template), without data;
-//! - `model.safetensors` (all weights, Hugging Face's names and layout) or `adapter.safetensors` (LoRA, PEFT's names);
+//! - `model.safetensors` (all weights, Hugging Face's names and layout), or `adapter_model.safetensors` and
+//!   `adapter_config.json` (LoRA, as PEFT has them);
 //! - `metrics.jsonl`, and `checkpoints/step-N/` for `--resume`, each of which opens as a run of its own.
 
-use crate::gguf_file;
-use anyhow::{Context, Result, bail, ensure};
+use crate::{
+    adapter::{self, Adapter},
+    convert, gguf_file,
+    model::{self, Model},
+};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
 use fledgling_core::{
-    gguf::{Gguf, Header, Layout, Metadata, TensorDecl},
+    gguf::{Header, Layout, Metadata, TensorDecl},
     quant::DType,
     spec::{HfLayout, ModelSpec, ROPE_FREQS, TensorEntry, tensor_table},
 };
@@ -35,7 +40,11 @@ pub const HEADER_FILE: &str = "header.gguf";
 /// Name of the file of all weights.
 pub const MODEL_FILE: &str = "model.safetensors";
 /// Name of the file of a LoRA.
-pub const ADAPTER_FILE: &str = "adapter.safetensors";
+pub const ADAPTER_FILE: &str = adapter::WEIGHTS_FILE;
+/// What the file of a LoRA was called before it had PEFT's name.
+const OLD_ADAPTER_FILE: &str = "adapter.safetensors";
+/// LoRAs on LoRAs that are followed: a run that names itself as its base would go on for ever.
+const MAX_BASES: usize = 16;
 
 /// Name of the folder of checkpoints.
 pub const CHECKPOINTS_DIR: &str = "checkpoints";
@@ -57,6 +66,9 @@ pub struct Record {
     /// Where it was trained, and what the self-test said of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,
+    /// The type whose quantisation it was trained with, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qat: Option<String>,
     /// Optimiser steps behind the weights.
     pub step: u64,
     /// Held-out perplexity before the first step.
@@ -74,7 +86,7 @@ pub struct Base {
     pub name: String,
     /// Where it is: a GGUF file, or a folder.
     pub path: PathBuf,
-    /// SHA-256 of the GGUF file (of what a folder was converted to): a LoRA fits this file only.
+    /// [`identity`] of the file or folder: a LoRA fits this one only.
     pub sha256: String,
 }
 
@@ -85,12 +97,16 @@ pub struct LoraSize {
     pub rank: usize,
     /// The addition is scaled by `alpha / rank`.
     pub alpha: f64,
+    /// By `alpha / √rank` instead (Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA").
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub rslora: bool,
 }
 
 impl LoraSize {
     /// What the product of the two matrices is multiplied by.
     pub fn scale(&self) -> f64 {
-        self.alpha / self.rank as f64
+        let rank = self.rank as f64;
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
     }
 }
 
@@ -103,8 +119,19 @@ pub struct Run {
     pub spec: ModelSpec,
     /// Keys for the GGUF file: spec, tokenizer, chat template, where the model comes from.
     pub metadata: Metadata,
-    weights: Bytes,
-    base: Option<Gguf>,
+    weights: Weights,
+}
+
+#[derive(Debug)]
+enum Weights {
+    /// `model.safetensors`.
+    All(Bytes),
+    /// A LoRA, its base, and how much of the addition is merged.
+    Lora {
+        adapter: Adapter,
+        base: Box<Model>,
+        factor: f64,
+    },
 }
 
 /// Whether a folder is a run's.
@@ -174,41 +201,55 @@ pub fn load_run(folder: &Path) -> Result<Run> {
     let header_bytes = std::fs::read(&header_path)
         .with_context(|| format!("cannot read {}", header_path.display()))?;
     let header = Header::parse(&header_bytes).with_context(|| header_path.display().to_string())?;
-    let weights_path = folder.join(if record.lora.is_some() {
-        ADAPTER_FILE
-    } else {
-        MODEL_FILE
-    });
-    let weights = fledgling_lambda::mapped_file(&weights_path).with_context(|| {
+    let mut spec =
+        ModelSpec::from_header(&header).with_context(|| header_path.display().to_string())?;
+    let weights_path = folder.join(weights_file(folder, &record));
+    let bytes = fledgling_lambda::mapped_file(&weights_path).with_context(|| {
         format!(
             "the run {} has no weights yet: let it train, or continue it with --resume",
             folder.display()
         )
     })?;
-    let mut spec =
-        ModelSpec::from_header(&header).with_context(|| header_path.display().to_string())?;
-    let tensors = SafeTensors::deserialize(&weights)
-        .with_context(|| format!("{} is broken", weights_path.display()))?;
-    let base = match record.lora {
-        Some(_) => {
-            let gguf = open_base(&record.base)?;
-            spec = ModelSpec::from_gguf(&gguf)?;
-            Some(gguf)
+    let broken = || format!("{} is broken", weights_path.display());
+    let weights = if let Some(size) = record.lora {
+        let base = open_base(&record.base)?;
+        spec = base.info.spec.clone();
+        Weights::Lora {
+            adapter: Adapter::parse(&bytes, &spec, |_, rank| {
+                ensure!(
+                    rank == size.rank,
+                    "the rank is {rank} instead of {}",
+                    size.rank
+                );
+                Ok(size)
+            })
+            .with_context(broken)?,
+            base: Box::new(base),
+            factor: 1.0,
         }
-        None => {
-            if let Ok(view) = tensors.tensor(ROPE_FREQS) {
-                spec.set_rope_freqs(&f32_values(&view)?)?;
-            }
-            None
+    } else {
+        let tensors = SafeTensors::deserialize(&bytes).with_context(broken)?;
+        if let Ok(view) = tensors.tensor(ROPE_FREQS) {
+            spec.set_rope_freqs(&f32_values(&view)?)?;
         }
+        Weights::All(bytes)
     };
     Ok(Run {
         record,
         spec,
         metadata: header.metadata,
         weights,
-        base,
     })
+}
+
+fn weights_file(folder: &Path, record: &Record) -> &'static str {
+    if record.lora.is_none() {
+        MODEL_FILE
+    } else if folder.join(OLD_ADAPTER_FILE).is_file() && !folder.join(ADAPTER_FILE).is_file() {
+        OLD_ADAPTER_FILE
+    } else {
+        ADAPTER_FILE
+    }
 }
 
 /// Reads `run.json`.
@@ -235,20 +276,61 @@ pub fn read_record(folder: &Path) -> Result<Record> {
     Ok(record)
 }
 
-fn open_base(base: &Base) -> Result<Gguf> {
-    let bytes = fledgling_lambda::mapped_file(&base.path).with_context(|| {
+fn open_base(base: &Base) -> Result<Model> {
+    let advice = || {
         format!(
             "a LoRA needs its base `{}`, and {} cannot be read: put it back there",
             base.name,
             base.path.display()
         )
-    })?;
+    };
+    let found = identity(&base.path).with_context(advice)?;
     ensure!(
-        sha256_hex(&bytes) == base.sha256,
-        "{} is not the file that this LoRA was trained on: put that one back",
+        found == base.sha256,
+        "{} is not the model that this LoRA was trained on: put that one back",
         base.path.display()
     );
-    Gguf::parse(bytes).with_context(|| base.path.display().to_string())
+    model::open(&base.path.to_string_lossy()).with_context(advice)
+}
+
+/// What tells a model from every other: the SHA-256 of a file; of a run's folder that of its weights, for a LoRA together
+/// with its base; of a folder as the Hugging Face hub has it that of the names and hashes of config and weights.
+///
+/// # Errors
+/// When something of it cannot be read.
+pub fn identity(path: &Path) -> Result<String> {
+    identity_within(path, MAX_BASES)
+}
+
+fn identity_within(path: &Path, n_bases: usize) -> Result<String> {
+    let of_file = |path: &Path| {
+        let bytes = fledgling_lambda::mapped_file(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        anyhow::Ok(sha256_hex(&bytes))
+    };
+    if !path.is_dir() {
+        return of_file(path);
+    }
+    let mut parts = Vec::new();
+    if is_run_folder(path) {
+        let record = read_record(path)?;
+        parts.push(of_file(&path.join(weights_file(path, &record)))?);
+        if record.lora.is_some() {
+            ensure!(
+                n_bases > 0,
+                "{}: more than {MAX_BASES} LoRAs lie on each other; merge some with `fledgling export`",
+                path.display()
+            );
+            parts.push(identity_within(&record.base.path, n_bases - 1)?);
+        }
+    } else {
+        let config = path.join("config.json");
+        for file in std::iter::once(config).chain(convert::weight_files(path)?) {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            parts.push(format!("{name} {}", of_file(&file)?));
+        }
+    }
+    Ok(sha256_hex(parts.join("\n").as_bytes()))
 }
 
 /// Values of tensors by name: the table's `burn` names where a module is built of them.
@@ -272,41 +354,37 @@ impl Run {
     /// # Errors
     /// When the run's file lacks the tensor, or has it in another shape.
     pub fn values(&self, entry: &TensorEntry) -> Result<Vec<f32>> {
-        let tensors = SafeTensors::deserialize(&self.weights)?;
-        let Some((base, size)) = self.base.as_ref().zip(self.record.lora) else {
-            let values = named_values(&tensors, &entry.hf, &entry.hf_shape())?;
-            return Ok(entry.to_gguf_layout(values));
-        };
-        let mut values = base.tensor_f32(&entry.gguf)?;
-        let (a_name, b_name) = peft_names(entry);
-        if tensors.tensor(&a_name).is_ok() {
-            let [n_out, n_in] = entry.shape[..] else {
-                bail!("`{a_name}` belongs to no matrix")
-            };
-            let a = named_values(&tensors, &a_name, &[size.rank, n_in])?;
-            let b = named_values(&tensors, &b_name, &[n_out, size.rank])?;
-            merge(
-                &mut values,
-                &a,
-                &lora_b_entry(entry, size.rank).to_gguf_layout(b),
-                size,
-                n_in,
-            );
-        }
-        Ok(values)
-    }
-}
-
-/// `W += scale · B A`. W [out, in], A [rank, in], B [out, rank]
-fn merge(w: &mut [f32], a: &[f32], b: &[f32], size: LoraSize, n_in: usize) {
-    let scale = size.scale() as f32;
-    for (row, b_row) in w.chunks_exact_mut(n_in).zip(b.chunks_exact(size.rank)) {
-        for (&b, a_row) in b_row.iter().zip(a.chunks_exact(n_in)) {
-            let factor = scale * b;
-            for (w, &a) in row.iter_mut().zip(a_row) {
-                *w += factor * a;
+        match &self.weights {
+            Weights::All(bytes) => {
+                let tensors = SafeTensors::deserialize(bytes)?;
+                let values = named_values(&tensors, &entry.hf, &entry.hf_shape())?;
+                Ok(entry.to_gguf_layout(values))
+            }
+            Weights::Lora {
+                adapter,
+                base,
+                factor,
+            } => {
+                let mut values = base.gguf.tensor_f32(&entry.gguf)?;
+                adapter.merge(&entry.gguf, &mut values, *factor);
+                Ok(values)
             }
         }
+    }
+
+    /// Merges `factor` times the LoRA instead of the whole.
+    ///
+    /// # Errors
+    /// When the run trained all weights.
+    pub fn scaled(mut self, factor: f64) -> Result<Self> {
+        match &mut self.weights {
+            Weights::Lora { factor: old, .. } => *old = factor,
+            Weights::All(_) => anyhow::bail!(
+                "--scale is for a LoRA, and the run `{}` trained all weights",
+                self.record.name
+            ),
+        }
+        Ok(self)
     }
 }
 

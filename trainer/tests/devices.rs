@@ -18,13 +18,12 @@ const TOLERANCE: f64 = 1e-4;
 
 fn prepare(place: &Place) {
     place.tiny("base.gguf", Family::Llama, DType::F32);
-    place.write(
-        "text.txt",
-        "the cat and the hat and another thing ".repeat(30),
-    );
+    // Rows of one length: every other shape is kernels to compile, and lavapipe takes seconds for each.
+    let row = "{\"prompt\":\"the cat and the hat\",\"completion\":\"another thing\"}\n";
+    place.write("rows.jsonl", row.repeat(8));
     place.write(
         "train.toml",
-        "name='run'\nmode='scratch'\nbase='base.gguf'\n[data]\ntrain=['text.txt']\nvalid=['text.txt']\nmax_tokens=16\n\
+        "name='run'\nmode='scratch'\nbase='base.gguf'\n[data]\ntrain=['rows.jsonl']\nvalid=['rows.jsonl']\nmax_tokens=32\n\
          [train]\nbatch=4\nsteps=5\nwarmup=1\nlr=1e-2\n\
          [model]\nfamily='llama'\nlayers=2\nwidth=32\nheads=4\nkv_heads=2\nctx=32\n",
     );
@@ -93,7 +92,7 @@ fn a_run_on_a_gpu_is_tested_agrees_with_the_cpu_and_is_refused_once_the_test_fai
     );
 
     // Nothing of the driver's noise, and no second test.
-    let again = train(&place, "again", "gpu:0", &["--dry-run"]);
+    let again = train(&place, "again", "gpu:0", &["--dry-run", "--no-trial"]);
     assert!(!again.stderr.contains("testing"), "{}", again.stderr);
     for noise in ["EGL", "MESA", "XDG_RUNTIME_DIR", "panicked", "wgpu", "WARN"] {
         assert!(!again.stderr.contains(noise), "{}", again.stderr);
@@ -123,7 +122,12 @@ fn a_run_on_a_gpu_is_tested_agrees_with_the_cpu_and_is_refused_once_the_test_fai
     fs::write(&file, found.to_string()).unwrap();
     train(&place, "refused", "gpu", &[]).fails(1, &["4.786300", "4.771200", "--trust-device"]);
     assert!(!place.path("runs/refused").exists());
-    let trusted = train(&place, "trusted", "gpu", &["--trust-device", "--dry-run"]);
+    let trusted = train(
+        &place,
+        "trusted",
+        "gpu",
+        &["--trust-device", "--dry-run", "--no-trial"],
+    );
     assert!(trusted.stderr.contains("WARNING"), "{}", trusted.stderr);
     let plan = trusted.json();
     let told = plan["device"].as_str().unwrap();

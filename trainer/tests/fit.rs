@@ -462,7 +462,8 @@ fn an_update_does_not_depend_on_how_its_rows_are_split() {
             let model = small_model();
             let before = trained_parameters(&model);
             let batches: Vec<_> = all.chunks(batch).map(<[usize]>::to_vec).collect();
-            let mut found = gradients_of(&model, &rows, &batches, 0, false, || false).unwrap();
+            let mut found =
+                gradients_of(&model, &rows, &batches, 0, false, (0, 0), || false).unwrap();
             let gradients: BTreeMap<_, _> = found
                 .gradients
                 .iter()

@@ -251,8 +251,12 @@ fn a_merged_lora_computes_what_it_computed_in_training() {
                 .unwrap(),
         );
         let lora = LoraSpec {
-            rank: 4,
-            alpha: 8.0,
+            size: run::LoraSize {
+                rank: 4,
+                alpha: 8.0,
+                rslora: false,
+            },
+            dropout: 0.0,
         };
         let burn =
             Transformer::new(&spec, values, Some(&lora), &Device::flex().autodiff()).unwrap();
@@ -320,8 +324,6 @@ fn what_does_not_fit_is_refused() {
         true,
         "train.lr was 0.01 and is 0.001",
     );
-    let run = format!("base='{}'", place.folder.path().join("runs/a").display());
-    fails(place.config("c", "lora", &[&run]), false, "is a folder");
     fails(
         place.config(
             "b",

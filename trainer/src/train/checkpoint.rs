@@ -11,10 +11,10 @@ use super::{
     watch::{Exact, Watch},
 };
 use crate::{
+    adapter::{CONFIG_FILE, peft_config, peft_tensors},
     files::write_whole,
     run::{
-        ADAPTER_FILE, LoraSize, MODEL_FILE, Parameters, lora_b_entry, peft_names,
-        safetensors_bytes, safetensors_contents,
+        ADAPTER_FILE, LoraSize, MODEL_FILE, Parameters, safetensors_bytes, safetensors_contents,
     },
 };
 use anyhow::{Context, Result, bail};
@@ -156,7 +156,11 @@ pub fn save_weights(
     match lora {
         Some((size, entries)) => {
             let bytes = adapter_bytes(&trained_parameters(model), size, entries, config)?;
-            write_whole(&folder.join(ADAPTER_FILE), &bytes)
+            write_whole(&folder.join(ADAPTER_FILE), &bytes)?;
+            let dropout = config.lora.as_ref().map_or(0.0, |lora| lora.dropout);
+            let peft = peft_config(model.spec(), entries, size, dropout, &config.base);
+            let text = serde_json::to_string_pretty(&peft)? + "\n";
+            write_whole(&folder.join(CONFIG_FILE), text.as_bytes())
         }
         None => {
             let mut values = BTreeMap::new();
@@ -204,25 +208,16 @@ fn adapter_bytes(
     entries: &[TensorEntry],
     config: &Config,
 ) -> Result<Vec<u8>> {
-    let mut tensors = BTreeMap::new();
-    for entry in entries {
-        let (a_burn, b_burn) = super::model::lora_names(layer_name(entry));
-        let (a_name, b_name) = peft_names(entry);
+    let tensors = peft_tensors(entries, size.rank, |entry| {
+        let (a, b) = super::model::lora_names(layer_name(entry));
         let value = |name: &str| {
             values
                 .get(name)
                 .cloned()
                 .with_context(|| format!("the model has no parameter `{name}`"))
         };
-        tensors.insert(a_name, (vec![size.rank, entry.shape[1]], value(&a_burn)?));
-        tensors.insert(
-            b_name,
-            (
-                vec![entry.shape[0], size.rank],
-                lora_b_entry(entry, size.rank).to_hf_layout(value(&b_burn)?),
-            ),
-        );
-    }
+        Ok((value(&a)?, value(&b)?))
+    })?;
     let notes = [
         ("format", "pt".to_owned()),
         ("base", config.base.clone()),

@@ -5,6 +5,8 @@
 use super::{
     config::Dtype,
     device::is_cpu,
+    dropout::Draw,
+    frozen::Frozen,
     kernels::{Heads, Product},
 };
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
@@ -74,6 +76,40 @@ pub fn product_backward(
         turned(d, product.b_transposed)
     });
     [da, db]
+}
+
+/// `dropout(x) Aᵀ`: x [N, in], a [rank, in] -> [N, rank]
+pub fn dropped_product(x: Tensor<2>, a: Tensor<2>, draw: &Draw) -> Tensor<2> {
+    let mask = mask(&x, draw);
+    matmul(x * mask, a.transpose())
+}
+
+/// dx and da of [`dropped_product`].
+pub fn dropped_product_backward(
+    x: Tensor<2>,
+    a: Tensor<2>,
+    dy: Tensor<2>,
+    draw: &Draw,
+    wanted: [bool; 2],
+) -> [Option<Tensor<2>>; 2] {
+    let mask = mask(&x, draw);
+    [
+        wanted[0].then(|| matmul(dy.clone(), a) * mask.clone()),
+        wanted[1].then(|| matmul(dy.transpose(), x * mask)),
+    ]
+}
+
+/// The draws, made on the CPU: they are the same on every device.
+fn mask(x: &Tensor<2>, draw: &Draw) -> Tensor<2> {
+    let [n, n_in] = x.dims();
+    Tensor::from_data(TensorData::new(draw.mask(n), [n, n_in]), &x.device())
+}
+
+/// `x Wᵀ`, or `x W` when `is_transposed`. The values are sent for each product.
+pub fn frozen_product(x: Tensor<2>, matrix: &Frozen, is_transposed: bool) -> Tensor<2> {
+    let values = TensorData::new(matrix.values(), matrix.shape());
+    let matrix = Tensor::from_data(values, &x.device());
+    matmul(x, turned(matrix, !is_transposed))
 }
 
 /// `1 / (1 + e^-x)`; the bound keeps `e^-x` finite and is far beyond where f32 tells the result from 0.
@@ -512,8 +548,9 @@ pub fn cross_entropy(
 mod cube {
     use super::{
         super::ops::{FusedOps, Kernels, Op},
-        attention, attention_backward, gelu, gelu_backward, layer_norm, layer_norm_backward,
-        product, product_backward, rms_norm, rms_norm_backward, swiglu, swiglu_backward,
+        attention, attention_backward, dropped_product, dropped_product_backward, frozen_product,
+        gelu, gelu_backward, layer_norm, layer_norm_backward, product, product_backward, rms_norm,
+        rms_norm_backward, swiglu, swiglu_backward,
     };
     use burn::{
         backend::{Cube, tensor::FloatTensor},
@@ -543,6 +580,11 @@ mod cube {
                 Op::Gelu => gelu(x(0)),
                 Op::Attention(heads) => attention(x(0), x(1), x(2), heads),
                 Op::Product(of) => product(x(0), x(1), of),
+                Op::DroppedProduct(draw) => dropped_product(x(0), x(1), draw),
+                Op::FrozenProduct {
+                    matrix,
+                    is_transposed,
+                } => frozen_product(x(0), matrix, *is_transposed),
             })
         }
 
@@ -579,6 +621,15 @@ mod cube {
                 Op::Product(of) => product_backward(x(0), x(1), dy, of, [want(0), want(1)])
                     .map(|gradient| gradient.map(lower))
                     .into(),
+                Op::DroppedProduct(draw) => {
+                    dropped_product_backward(x(0), x(1), dy, draw, [want(0), want(1)])
+                        .map(|gradient| gradient.map(lower))
+                        .into()
+                }
+                Op::FrozenProduct {
+                    matrix,
+                    is_transposed,
+                } => vec![Some(lower(frozen_product(dy, matrix, !is_transposed)))],
             };
             let mut gradients = gradients.into_iter();
             inputs.map(|_| gradients.next().flatten())

@@ -3,7 +3,9 @@
 
 use super::device::Choice;
 pub use super::shape::{FamilyName, ModelConfig};
+use crate::{export::Quant, run::LoraSize};
 use anyhow::{Context, Result, bail, ensure};
+use fledgling_core::quant::DType;
 use fledgling_data::toml_config;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::path::{Path, PathBuf};
@@ -45,6 +47,9 @@ pub struct Config {
     /// Size of the LoRA (mode `lora`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lora: Option<LoraConfig>,
+    /// Training for the quantisation of the export.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qat: Option<QatConfig>,
     /// Architecture (mode `scratch`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelConfig>,
@@ -314,26 +319,99 @@ pub struct SamplesConfig {
     pub chat: Option<bool>,
 }
 
-/// Size of the LoRA.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// Size and place of the LoRA.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
-    /// Rank.
-    pub rank: usize,
-    /// The addition is scaled by `alpha / rank`.
-    pub alpha: f64,
-    /// Matrices of the blocks that get one: parts of GGUF names such as `attn_q` or `ffn_`; empty takes all.
+    /// Rank; 8 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    /// The addition is scaled by `alpha / rank`; 16 when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<f64>,
+    /// Scales by `alpha / √rank` instead, which keeps large ranks useful.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub rslora: bool,
+    /// Share of the inputs that a LoRA does not see in a step.
+    pub dropout: f64,
+    /// Matrices of the blocks that get one: GGUF or Hugging Face names, parts of them (`attn_q`, `q_proj`, `ffn_`) or
+    /// patterns (`blk.[0-3].*`, `*.attn_*`); empty takes all.
     pub targets: Vec<String>,
+    /// How the frozen matrices are held.
+    pub base: LoraBase,
+    /// A LoRA to go on from: a run's folder, or one of PEFT's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<PathBuf>,
 }
 
-impl Default for LoraConfig {
-    fn default() -> Self {
-        Self {
-            rank: 8,
-            alpha: 16.0,
-            targets: Vec::new(),
+impl LoraConfig {
+    /// Rank and scale.
+    pub fn size(&self) -> LoraSize {
+        LoraSize {
+            rank: self.rank.unwrap_or(8),
+            alpha: self.alpha.unwrap_or(16.0),
+            rslora: self.rslora,
         }
     }
+
+    fn check(&self) -> Result<()> {
+        let LoraSize { rank, alpha, .. } = self.size();
+        ensure!((1..=1024).contains(&rank), "lora.rank = {rank}: 1 to 1024");
+        ensure!(
+            alpha.is_finite() && alpha > 0.0,
+            "lora.alpha = {alpha}: a number above 0"
+        );
+        ensure!(
+            (0.0..1.0).contains(&self.dropout),
+            "lora.dropout = {}: 0 up to, not including, 1",
+            self.dropout
+        );
+        Ok(())
+    }
+}
+
+/// How the frozen matrices under a LoRA are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LoraBase {
+    /// In the type of the base's file.
+    #[default]
+    File,
+    /// Dequantised.
+    F32,
+    /// Quantised to 8.5 bits a weight.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// Quantised to 5 bits a weight.
+    #[serde(rename = "q4_1")]
+    Q4_1,
+    /// Quantised to 4.5 bits a weight.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+}
+
+impl LoraBase {
+    /// The type, where it is not the file's.
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            Self::File => None,
+            Self::F32 => Some(DType::F32),
+            Self::Q8_0 => Some(DType::Q8_0),
+            Self::Q4_1 => Some(DType::Q4_1),
+            Self::Q4_0 => Some(DType::Q4_0),
+        }
+    }
+}
+
+/// Training for the quantisation of the export: the forward pass sees the weights as the exported file will hold them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QatConfig {
+    /// The type that `fledgling export --quant` will be asked for.
+    pub format: Quant,
+    /// Steps with the weights as they are before it begins.
+    #[serde(default)]
+    pub start_step: u64,
 }
 
 fn default_runs_dir() -> PathBuf {
@@ -432,15 +510,22 @@ impl Config {
         }
         if let Some(lora) = &self.lora {
             ensure!(self.mode == Mode::Lora, "[lora] is for mode = \"lora\"");
+            lora.check()?;
+        }
+        if let Some(qat) = &self.qat {
             ensure!(
-                (1..=1024).contains(&lora.rank),
-                "lora.rank = {}: 1 to 1024",
-                lora.rank
+                qat.format != Quant::F32,
+                "qat.format = \"f32\": an export in f32 loses nothing, so there is nothing to train for"
+            );
+            let lora = self.lora.clone().unwrap_or_default();
+            ensure!(
+                lora.dropout == 0.0,
+                "lora.dropout = {}: with [qat] the LoRA is merged before it is quantised, and cannot be left out in part; set it to 0",
+                lora.dropout
             );
             ensure!(
-                lora.alpha.is_finite() && lora.alpha > 0.0,
-                "lora.alpha = {}: a number above 0",
-                lora.alpha
+                matches!(lora.base, LoraBase::File | LoraBase::F32),
+                "lora.base: [qat] quantises base and LoRA together as the export will; leave it out"
             );
         }
         Ok(())
@@ -683,5 +768,17 @@ mod tests {
         );
         check("", &["device=tpu"], "\"gpu:N\"");
         check("", &["train.dtype=f8"], "f8");
+        check("", &["lora.dropout=1.0"], "lora.dropout = 1");
+        check("", &["lora.base='q5_0'"], "`q4_0`");
+        check("", &["lora.dropot=0.1"], "did you mean `dropout`?");
+        check("", &["qat.format='q5_0'"], "`q4_0`");
+        check("", &["qat.format='f32'"], "loses nothing");
+        check("", &["qat.start_step=1"], "format");
+        check(
+            "",
+            &["qat.format='q4_0'", "lora.dropout=0.1"],
+            "lora.dropout = 0.1: with [qat]",
+        );
+        check("", &["qat.format='q4_0'", "lora.base='q8_0'"], "lora.base");
     }
 }

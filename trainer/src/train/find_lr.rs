@@ -56,7 +56,9 @@ pub fn sweep(fit: &Fit, mut model: Transformer, n_steps: usize) -> Result<Sweep>
     for i in 0..n_steps {
         let lr = rate(i, n_steps);
         let batches = steps.batches(&fit.train, i as u64);
-        let Some((mut found, norm)) = fit.gradients(&model, &batches, || graceful.asked()) else {
+        let Some((mut found, norm)) =
+            fit.gradients(&model, i as u64, &batches, || graceful.asked())
+        else {
             end = "interrupted";
             break;
         };

@@ -13,6 +13,7 @@ use super::{
     model::Transformer,
     optim::{LearningRates, Optimizer, clip},
     progress::Reporter,
+    qat::Qat,
     samples::Samples,
     steps::{StepGradients, Steps, gradients_of},
     watch::Exact,
@@ -50,6 +51,8 @@ pub struct Fit {
     pub valid: Rows,
     /// The matrices with a LoRA, and its size.
     pub lora: Option<(LoraSize, Vec<TensorEntry>)>,
+    /// The quantisation that is trained for.
+    pub qat: Option<Qat>,
     /// Token that fills the ends of short rows; nothing depends on it.
     pub pad: u32,
     /// Prompts to answer at each evaluation.
@@ -167,7 +170,8 @@ impl Fit {
             }
             let step_started = Instant::now();
             let batches = steps.batches(&self.train, step);
-            let Some((mut found, norm)) = self.gradients(&now.model, &batches, || graceful.asked())
+            let Some((mut found, norm)) =
+                self.gradients(&now.model, step, &batches, || graceful.asked())
             else {
                 break false;
             };
@@ -214,16 +218,33 @@ impl Fit {
     pub(super) fn gradients(
         &self,
         model: &Transformer,
+        step: u64,
         batches: &[Vec<usize>],
         stop: impl Fn() -> bool,
     ) -> Option<(StepGradients, f64)> {
         let train = &self.config.train;
-        let mut found = gradients_of(model, &self.train, batches, self.pad, train.recompute, stop)?;
+        let view = self.view(model, step);
+        let mut found = gradients_of(
+            view.as_ref().unwrap_or(model),
+            &self.train,
+            batches,
+            self.pad,
+            train.recompute,
+            (self.config.seed, step),
+            stop,
+        )?;
         let norm = clip(
             &mut found.gradients,
             (train.clip > 0.0).then_some(train.clip),
         );
         Some((found, norm))
+    }
+
+    /// What is trained instead of the model itself, in steps that train for a quantisation.
+    fn view(&self, model: &Transformer, step: u64) -> Option<Transformer> {
+        let begins = self.config.qat.as_ref().map_or(0, |qat| qat.start_step);
+        let qat = self.qat.as_ref().filter(|_| step >= begins)?;
+        Some(qat.view(model))
     }
 
     fn begin(&self, model: Transformer, state: Option<State>) -> Result<Now> {
@@ -306,7 +327,10 @@ impl Fit {
         if !self.valid.is_empty() {
             let stop = || graceful.asked();
             let batch = self.config.train.batch;
-            let Some(loss) = validate(&now.model, &self.valid, batch, self.pad, stop) else {
+            // Of the weights as an export will hold them.
+            let view = self.qat.as_ref().map(|qat| qat.view(&now.model));
+            let model = view.as_ref().unwrap_or(&now.model);
+            let Some(loss) = validate(model, &self.valid, batch, self.pad, stop) else {
                 return Ok(false);
             };
             reporter.validation(step, loss)?;

@@ -7,7 +7,7 @@
 
 use super::{
     composed, device, kernels,
-    model::{Batch, Transformer, ints, take_gradients, to_vec},
+    model::{Batch, Head, Transformer, ints, take_gradients, to_vec},
     ops,
 };
 use burn::tensor::{Tensor, TensorData};
@@ -21,17 +21,13 @@ pub type Gradients = BTreeMap<String, Tensor<1>>;
 
 /// Logits at the counted positions. [M, V]
 pub fn logits(model: &Transformer, batch: &Batch) -> Tensor<2> {
-    ops::product(
-        model.hidden(batch).inner(),
-        model.head().inner(),
-        [false, true],
-    )
+    model.head().logits(model.hidden(batch).inner())
 }
 
 /// Sum of the cross-entropies at the counted positions (nats), without gradients.
 pub fn loss_sum(model: &Transformer, batch: &Batch) -> f64 {
     let hidden = model.hidden(batch).inner();
-    let head = model.head().inner();
+    let head = model.head();
     let losses = chunks(batch).map(|chunk| chunk_loss(&hidden, &head, batch, chunk, 1.0).0);
     total(losses.collect())
 }
@@ -64,13 +60,11 @@ pub(super) fn head_gradients(
     scale: f64,
 ) -> HeadGradients {
     let head = model.head();
-    let head_trained = head.is_require_grad();
-    let head = head.inner();
     let (mut losses, mut d_hidden, mut d_head) = (Vec::new(), Vec::new(), None::<Tensor<2>>);
     for (start, len) in chunks(batch) {
         let (loss, d_logits) = chunk_loss(hidden, &head, batch, (start, len), scale);
         losses.push(loss);
-        if head_trained {
+        if head.is_trained() {
             let of_chunk = hidden.clone().narrow(0, start, len);
             let d = ops::product(d_logits.clone(), of_chunk, [true, false]); // [V, C]
             d_head = Some(match d_head {
@@ -78,7 +72,7 @@ pub(super) fn head_gradients(
                 None => d,
             });
         }
-        d_hidden.push(ops::product(d_logits, head.clone(), [false, false]));
+        d_hidden.push(head.backward(d_logits));
     }
     HeadGradients {
         losses,
@@ -134,17 +128,13 @@ fn chunks(batch: &Batch) -> impl Iterator<Item = (usize, usize)> {
 /// The loss of `len` rows from `start`, and the gradient of `scale` times it with respect to their logits. [m, V]
 fn chunk_loss(
     hidden: &Tensor<2>,
-    head: &Tensor<2>,
+    head: &Head,
     batch: &Batch,
     (start, len): (usize, usize),
     scale: f64,
 ) -> (ChunkLoss, Tensor<2>) {
     let targets = &batch.targets[start..start + len];
-    let logits = ops::product(
-        hidden.clone().narrow(0, start, len),
-        head.clone(),
-        [false, true],
-    );
+    let logits = head.logits(hidden.clone().narrow(0, start, len));
     let (shape, device) = (logits.dims(), logits.device());
     if !device::is_cpu(&device) {
         let (loss, d_logits) = composed::cross_entropy(logits, ints(targets, &device), scale);

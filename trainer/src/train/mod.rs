@@ -10,8 +10,10 @@ pub mod composed;
 pub mod config;
 pub mod data;
 pub mod device;
+pub mod dropout;
 pub mod find_lr;
 pub mod fit;
+pub mod frozen;
 pub mod kernels;
 pub mod loss;
 pub mod manifest;
@@ -21,6 +23,7 @@ pub mod optim;
 pub mod plan;
 pub mod probe;
 pub mod progress;
+pub mod qat;
 pub mod recompute;
 pub mod resume;
 pub mod samples;
@@ -32,23 +35,30 @@ pub mod stream;
 pub mod watch;
 
 use crate::{
+    adapter,
+    export::QAT_KEY,
     files::{STAGED_PREFIX, STAGED_SUFFIX, write_whole},
     interrupt, model as models,
     output::{note, print, print_json},
     run::{self, Base, HEADER_FILE, LoraSize, Parameters, RECORD_FILE, Record, header_bytes},
 };
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Device, Tensor, TensorData};
 use checkpoints::Checkpoints;
 use config::{Config, Mode};
 use data::Rows;
 use find_lr::Sweep;
 use fit::{Fit, Outcome};
-use fledgling_core::{gguf::Metadata, model::ModelInfo, spec::ModelSpec};
+use fledgling_core::{
+    gguf::Metadata,
+    model::ModelInfo,
+    spec::{ModelSpec, TensorEntry},
+};
 use fledgling_data::config::Split;
 use model::{LoraSpec, Transformer};
 use plan::Plan;
 use progress::{Reporter, Tui, View};
+use qat::Qat;
 use samples::Samples;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
@@ -219,21 +229,14 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
     note(format!("device: {}: {}", chosen.name, chosen.why));
     chosen.check_sizes(&spec, config.train.batch, max_tokens)?;
     let device = chosen.device.clone().autodiff();
-    let mut values = match config.mode {
-        Mode::Scratch => start::random_parameters(&spec, config.seed),
-        Mode::Full | Mode::Lora => start::parameters_of(&base.gguf, &spec)?,
+    let mut config = config;
+    let record = record_of(&config, base)?;
+    let (model, lora) = build(&mut config, &spec, base, &record.base.sha256, &device)?;
+    let record = Record {
+        lora: lora.as_ref().map(|(size, _)| *size),
+        device: Some(format!("{}: {}", chosen.name, chosen.why)),
+        ..record
     };
-    let lora = lora_of(&config, &spec)?;
-    if let Some((size, entries)) = &lora {
-        values.extend(start::lora_parameters(entries, size.rank, config.seed));
-    }
-    let lora_spec = lora.as_ref().map(|(size, _)| LoraSpec {
-        rank: size.rank,
-        alpha: size.alpha,
-    });
-    let model = Transformer::new(&spec, values, lora_spec.as_ref(), &device)?;
-    let mut record = record_of(&config, base, lora.as_ref().map(|(size, _)| *size))?;
-    record.device = Some(format!("{}: {}", chosen.name, chosen.why));
     let header = header_bytes(&spec, run_metadata(&config, base, &spec))?;
     let origin = resume::origin(&record.base.sha256, &train, &valid);
     let samples = config
@@ -242,6 +245,7 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
         .map(|samples| Samples::new(samples, &base.info, spec.n_ctx))
         .transpose()?;
     let pad = base.info.tokenizer.eos().unwrap_or(0);
+    let qat = config.qat.as_ref().map(|qat| Qat::new(&spec, qat.format));
     let folder = config.run_dir();
     Ok(Prepared {
         fit: Fit {
@@ -251,6 +255,7 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
             train,
             valid,
             lora,
+            qat,
             pad,
             samples,
             origin,
@@ -262,21 +267,61 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
     })
 }
 
-fn lora_of(
-    config: &Config,
+/// The size of a run's LoRA and the matrices that it is on.
+type LoraPlan = (LoraSize, Vec<TensorEntry>);
+
+/// The model that a run begins with; what `lora.init` says of the LoRA goes into the config.
+fn build(
+    config: &mut Config,
     spec: &ModelSpec,
-) -> Result<Option<(LoraSize, Vec<fledgling_core::spec::TensorEntry>)>> {
-    if config.mode != Mode::Lora {
-        return Ok(None);
+    base: &models::Model,
+    base_sha256: &str,
+    device: &Device,
+) -> Result<(Transformer, Option<LoraPlan>)> {
+    let values = match config.mode {
+        Mode::Scratch => start::random_parameters(spec, config.seed),
+        Mode::Full => start::parameters_of(&base.gguf, spec)?,
+        Mode::Lora => return build_lora(config, spec, base, base_sha256, device),
+    };
+    Ok((Transformer::new(spec, values, None, device)?, None))
+}
+
+fn build_lora(
+    config: &mut Config,
+    spec: &ModelSpec,
+    base: &models::Model,
+    base_sha256: &str,
+    device: &Device,
+) -> Result<(Transformer, Option<LoraPlan>)> {
+    let seed = config.seed;
+    let mut lora = config.lora.take().unwrap_or_default();
+    let (additions, entries) = match lora.init.clone() {
+        Some(path) => start::initial_adapter(&path, spec, base_sha256, &mut lora)?,
+        None => {
+            let entries = start::lora_entries(spec, &lora)?;
+            let additions = start::lora_parameters(&entries, lora.size().rank, seed);
+            (additions, entries)
+        }
+    };
+    let size = lora.size();
+    let small = start::too_small_for(&entries, size.rank);
+    if let Some(first) = small.first() {
+        note(format!(
+            "lora.rank = {}: more than the smaller side of {} of {} matrices (`{first}`), which gains nothing there",
+            size.rank,
+            small.len(),
+            entries.len()
+        ));
     }
-    let lora = config.lora.clone().unwrap_or_default();
-    Ok(Some((
-        LoraSize {
-            rank: lora.rank,
-            alpha: lora.alpha,
-        },
-        start::lora_entries(spec, &lora)?,
-    )))
+    let (mut values, frozen) = start::frozen_base(&base.gguf, spec, lora.base, device)?;
+    values.extend(additions);
+    let common = LoraSpec {
+        size,
+        dropout: lora.dropout,
+    };
+    config.lora = Some(lora);
+    let model = Transformer::with_frozen(spec, values, frozen, Some(&common), device)?;
+    Ok((model, Some((size, entries))))
 }
 
 fn read_rows(paths: &[PathBuf], split: Split, info: &ModelInfo, max_tokens: usize) -> Result<Rows> {
@@ -296,18 +341,17 @@ fn read_rows(paths: &[PathBuf], split: Split, info: &ModelInfo, max_tokens: usiz
     Ok(rows)
 }
 
-fn record_of(config: &Config, base: &models::Model, lora: Option<LoraSize>) -> Result<Record> {
+fn record_of(config: &Config, base: &models::Model) -> Result<Record> {
     let path = models::locate(&config.base)?;
-    ensure!(
-        lora.is_none() || path.is_file(),
-        "{} is a folder, and a LoRA refers to its base as a GGUF file: export it first (`fledgling export {} --quant f16 -o BASE.gguf`)",
-        path.display(),
-        config.base
-    );
     let path = path
         .canonicalize()
         .with_context(|| path.display().to_string())?;
-    let sha256 = run::sha256_hex(&fledgling_lambda::mapped_file(&base.path)?);
+    // A folder was converted for this run; what it is made of tells it.
+    let sha256 = if path.is_dir() {
+        run::identity(&path)?
+    } else {
+        run::identity(&base.path)?
+    };
     let mode = match config.mode {
         Mode::Scratch => "scratch",
         Mode::Full => "full",
@@ -322,8 +366,9 @@ fn record_of(config: &Config, base: &models::Model, lora: Option<LoraSize>) -> R
             path,
             sha256,
         },
-        lora,
+        lora: None,
         device: None,
+        qat: config.qat.as_ref().map(|qat| qat.format.name()),
         step: 0,
         valid_perplexity_before: None,
         valid_perplexity: None,
@@ -357,6 +402,9 @@ fn run_metadata(config: &Config, base: &models::Model, spec: &ModelSpec) -> Meta
         }
     } else {
         metadata.set("fledgling.base_model", base.info.name.clone());
+    }
+    if let Some(qat) = &config.qat {
+        metadata.set(QAT_KEY, qat.format.name());
     }
     metadata
 }
@@ -454,6 +502,7 @@ fn remove_old(folder: &Path) -> Result<()> {
         RECORD_FILE,
         run::MODEL_FILE,
         run::ADAPTER_FILE,
+        adapter::CONFIG_FILE,
         checkpoint::STATE_FILE, // of versions without checkpoints
     ] {
         match std::fs::remove_file(folder.join(file)) {

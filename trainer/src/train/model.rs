@@ -7,8 +7,16 @@
 //! Activations are `[N, C]` with N = B·T, so that every linear layer is one plain matrix product; only attention
 //! looks at `[B, H, T, D]`. Legend: B batch, T tokens, C `n_embd`, H heads, D `head_dim`, V vocabulary, M counted positions.
 
-use super::{kernels::Heads, ops};
-use crate::run::Parameters;
+use super::{
+    dropout::{Draw, Moment},
+    frozen::Frozen,
+    kernels::Heads,
+    ops,
+};
+use crate::{
+    adapter::Addition,
+    run::{LoraSize, Parameters},
+};
 use anyhow::{Result, ensure};
 use burn::{
     module::{Module, ModuleMapper, ModuleVisitor, Param},
@@ -29,32 +37,93 @@ pub struct Lora {
     /// [out, rank]
     lora_b: Param<Tensor<2>>,
     #[module(skip)]
-    scale: f64,
+    size: LoraSize,
+    /// Probability of dropout on the input.
+    #[module(skip)]
+    dropout: f64,
+    /// The draws of this step and batch; none outside training.
+    #[module(skip)]
+    draw: Option<Draw>,
+    /// The addition is in the frozen matrix already (quantised with it): only its gradient is wanted here.
+    #[module(skip)]
+    is_merged: bool,
+}
+
+impl Lora {
+    /// [N, in] -> [N, out]
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let (a, b) = (self.lora_a.val(), self.lora_b.val());
+        let low = match self.draw {
+            Some(draw) => ops::dropped_product(x, a, draw),
+            None => ops::product(x, a, [false, true]),
+        }; // [N, rank]
+        ops::product(low.mul_scalar(self.size.scale()), b, [false, true])
+    }
+
+    /// The addition as a file has it.
+    pub(super) fn addition(&self) -> Addition {
+        Addition {
+            a: to_vec(self.lora_a.val().inner()),
+            b: to_vec(self.lora_b.val().inner()),
+            size: self.size,
+        }
+    }
+
+    /// From now on the addition is in the frozen matrix.
+    pub(super) fn set_merged(&mut self) {
+        self.is_merged = true;
+    }
+
+    /// Adds itself to the product of the matrix that it belongs to.
+    fn add_to(&self, y: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
+        if !self.is_merged {
+            return y + self.forward(x);
+        }
+        if !self.lora_a.val().is_require_grad() {
+            return y;
+        }
+        // Straight through the quantisation: the value is y's, the gradients of A and B are those of the addition, and
+        // that of x comes from the matrix as it is used.
+        let addition = self.forward(x.detach());
+        y + (addition.clone() - addition.detach())
+    }
 }
 
 /// `y = x Wᵀ + b`, with a LoRA or without.
 #[derive(Module, Debug)]
 pub struct Linear {
-    /// [out, in]
-    weight: Param<Tensor<2>>,
+    /// [out, in]; absent where the matrix is frozen in blocks.
+    weight: Option<Param<Tensor<2>>>,
     /// [out]
     bias: Option<Param<Tensor<1>>>,
     lora: Option<Lora>,
+    #[module(skip)]
+    frozen: Option<Frozen>,
 }
 
 impl Linear {
     /// [N, in] -> [N, out]
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let mut y = ops::product(x.clone(), self.weight.val(), [false, true]);
+        let mut y = match (&self.weight, &self.frozen) {
+            (_, Some(frozen)) => ops::frozen_product(x.clone(), frozen, false),
+            (weight, None) => ops::product(x.clone(), dense(weight), [false, true]),
+        };
         if let Some(lora) = &self.lora {
-            let low = ops::product(x, lora.lora_a.val(), [false, true]).mul_scalar(lora.scale); // [N, rank]
-            y = y + ops::product(low, lora.lora_b.val(), [false, true]);
+            y = lora.add_to(y, x);
         }
         match &self.bias {
             Some(bias) => y + bias.val().unsqueeze(),
             None => y,
         }
     }
+}
+
+/// The values of a matrix that is not frozen in blocks.
+fn dense(weight: &Option<Param<Tensor<2>>>) -> Tensor<2> {
+    weight
+        .as_ref()
+        .expect("a matrix is either a parameter or frozen in blocks")
+        .val()
 }
 
 /// LayerNorm, or RMSNorm when there is no `beta`.
@@ -88,8 +157,52 @@ impl Norm {
 /// A table of vectors.
 #[derive(Module, Debug)]
 pub struct Embedding {
-    /// [V, C]
-    weight: Param<Tensor<2>>,
+    /// [V, C]; absent where the table is frozen in blocks.
+    weight: Option<Param<Tensor<2>>>,
+    #[module(skip)]
+    frozen: Option<Frozen>,
+}
+
+impl Embedding {
+    /// The vectors of some ids. [n, C]
+    fn select(&self, ids: &[u32], device: &Device) -> Tensor<2> {
+        match &self.frozen {
+            Some(frozen) => frozen.select(ids, device),
+            None => dense(&self.weight).select(0, ints(ids, device)),
+        }
+    }
+}
+
+/// The matrix that makes the logits, outside autodiff. [V, C]
+#[derive(Debug)]
+pub enum Head {
+    /// Its values, and whether it is trained.
+    Dense(Tensor<2>, bool),
+    /// In blocks.
+    Frozen(Frozen),
+}
+
+impl Head {
+    /// Whether a gradient is wanted.
+    pub fn is_trained(&self) -> bool {
+        matches!(self, Self::Dense(_, true))
+    }
+
+    /// [m, C] -> [m, V]
+    pub fn logits(&self, hidden: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Dense(weight, _) => ops::product(hidden, weight.clone(), [false, true]),
+            Self::Frozen(frozen) => ops::frozen_product(hidden, frozen, false),
+        }
+    }
+
+    /// The gradient of the hidden states from that of the logits. [m, V] -> [m, C]
+    pub fn backward(&self, d_logits: Tensor<2>) -> Tensor<2> {
+        match self {
+            Self::Dense(weight, _) => ops::product(d_logits, weight.clone(), [false, false]),
+            Self::Frozen(frozen) => ops::frozen_product(d_logits, frozen, true),
+        }
+    }
 }
 
 /// One transformer block; the families fill different fields.
@@ -121,18 +234,29 @@ pub struct Transformer {
     spec: ModelSpec,
 }
 
-/// Which matrices get a LoRA, and of what size.
-#[derive(Debug, Clone, PartialEq)]
+/// What all LoRAs of a model have in common.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoraSpec {
-    /// Rank of the addition.
-    pub rank: usize,
-    /// `scale = alpha / rank`.
-    pub alpha: f64,
+    /// Rank and scale.
+    pub size: LoraSize,
+    /// Probability of dropout on the input.
+    pub dropout: f64,
+}
+
+/// A matrix of the model, to be exchanged.
+pub(super) struct Matrix<'a> {
+    /// The parameter, where it is one.
+    pub(super) weight: &'a mut Option<Param<Tensor<2>>>,
+    /// The blocks, where it is frozen.
+    pub(super) frozen: &'a mut Option<Frozen>,
+    /// The LoRA on it.
+    pub(super) lora: Option<&'a mut Lora>,
 }
 
 /// Takes parameters out of a map and puts them on a device.
 struct Builder<'a> {
     values: Parameters,
+    frozen: BTreeMap<String, Frozen>,
     shapes: BTreeMap<String, Vec<usize>>,
     lora: Option<&'a LoraSpec>,
     device: &'a Device,
@@ -175,8 +299,23 @@ impl Builder<'_> {
         self.param(name, self.shape::<1>(name)?, self.trains_base)
     }
 
-    fn matrix(&mut self, name: &str) -> Result<Param<Tensor<2>>> {
-        self.param(name, self.shape::<2>(name)?, self.trains_base)
+    /// A matrix as a parameter, or in blocks.
+    fn matrix(&mut self, name: &str) -> Result<(Option<Param<Tensor<2>>>, Option<Frozen>)> {
+        let shape = self.shape::<2>(name)?;
+        let Some(frozen) = self.frozen.remove(name) else {
+            return Ok((Some(self.param(name, shape, self.trains_base)?), None));
+        };
+        ensure!(
+            frozen.shape() == shape,
+            "the parameter `{name}` has the shape {:?} instead of {shape:?}",
+            frozen.shape()
+        );
+        Ok((None, Some(frozen)))
+    }
+
+    fn embedding(&mut self, name: &str) -> Result<Embedding> {
+        let (weight, frozen) = self.matrix(name)?;
+        Ok(Embedding { weight, frozen })
     }
 
     fn linear(&mut self, name: &str) -> Result<Linear> {
@@ -191,16 +330,21 @@ impl Builder<'_> {
         let (a, b) = lora_names(name);
         let lora = match self.lora {
             Some(spec) if self.values.contains_key(&a) => Some(Lora {
-                lora_a: self.param(&a, [spec.rank, n_in], true)?,
-                lora_b: self.param(&b, [n_out, spec.rank], true)?,
-                scale: spec.alpha / spec.rank as f64,
+                lora_a: self.param(&a, [spec.size.rank, n_in], true)?,
+                lora_b: self.param(&b, [n_out, spec.size.rank], true)?,
+                size: spec.size,
+                dropout: spec.dropout,
+                draw: None,
+                is_merged: false,
             }),
             _ => None,
         };
+        let (weight, frozen) = self.matrix(&weight_name)?;
         Ok(Linear {
-            weight: self.matrix(&weight_name)?,
+            weight,
             bias,
             lora,
+            frozen,
         })
     }
 
@@ -287,25 +431,36 @@ impl Transformer {
         lora: Option<&LoraSpec>,
         device: &Device,
     ) -> Result<Self> {
+        Self::with_frozen(spec, values, BTreeMap::new(), lora, device)
+    }
+
+    /// As [`Self::new`], with some matrices in blocks instead of among `values`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_frozen(
+        spec: &ModelSpec,
+        values: Parameters,
+        frozen: BTreeMap<String, Frozen>,
+        lora: Option<&LoraSpec>,
+        device: &Device,
+    ) -> Result<Self> {
         let shapes = tensor_table(spec)
             .into_iter()
             .map(|entry: TensorEntry| (entry.burn, entry.shape))
             .collect();
         let mut builder = Builder {
             values,
+            frozen,
             shapes,
             lora,
             device,
             trains_base: lora.is_none(),
         };
         let model = Self {
-            token_embd: Embedding {
-                weight: builder.matrix("token_embd.weight")?,
-            },
+            token_embd: builder.embedding("token_embd.weight")?,
             position_embd: match spec.position {
-                Position::Learned => Some(Embedding {
-                    weight: builder.matrix("position_embd.weight")?,
-                }),
+                Position::Learned => Some(builder.embedding("position_embd.weight")?),
                 _ => None,
             },
             blocks: (0..spec.n_layer)
@@ -315,7 +470,7 @@ impl Transformer {
             output: builder.optional_linear("output")?,
             spec: spec.clone(),
         };
-        if let Some(name) = builder.values.keys().next() {
+        if let Some(name) = builder.values.keys().chain(builder.frozen.keys()).next() {
             anyhow::bail!("the parameter `{name}` has no place in this model");
         }
         Ok(model)
@@ -327,11 +482,19 @@ impl Transformer {
     }
 
     /// The output matrix: the token embedding's where it is tied. [V, C]
-    pub fn head(&self) -> Tensor<2> {
-        self.output.as_ref().map_or_else(
-            || self.token_embd.weight.val(),
-            |output| output.weight.val(),
-        )
+    pub fn head(&self) -> Head {
+        let (weight, frozen) = match &self.output {
+            Some(output) => (&output.weight, &output.frozen),
+            None => (&self.token_embd.weight, &self.token_embd.frozen),
+        };
+        match frozen {
+            Some(frozen) => Head::Frozen(frozen.clone()),
+            None => {
+                let weight = dense(weight);
+                let is_trained = weight.is_require_grad();
+                Head::Dense(weight.inner(), is_trained)
+            }
+        }
     }
 
     /// Name of the parameter behind [`Self::head`].
@@ -363,24 +526,21 @@ impl Transformer {
 
     /// What enters the first block. -> [N, C]
     pub(super) fn embed(&self, batch: &Batch) -> Tensor<2> {
-        let device = self.token_embd.weight.val().device();
-        let x = self
-            .token_embd
-            .weight
-            .val()
-            .select(0, ints(&batch.tokens, &device));
+        let device = self.output_norm.gamma.val().device();
+        let x = self.token_embd.select(&batch.tokens, &device);
         let Some(positions) = &self.position_embd else {
             return x;
         };
         let ids: Vec<u32> = (0..batch.n_rows)
             .flat_map(|_| 0..batch.n_tokens as u32)
             .collect();
-        x + positions.weight.val().select(0, ints(&ids, &device))
+        x + positions.select(&ids, &device)
     }
 
     /// Whether what [`Self::embed`] gives has a gradient.
     pub(super) fn trains_embedding(&self) -> bool {
-        self.token_embd.weight.val().is_require_grad()
+        let weight = self.token_embd.weight.as_ref();
+        weight.is_some_and(|weight| weight.val().is_require_grad())
     }
 
     /// One block. [N, C] -> [N, C]
@@ -394,6 +554,84 @@ impl Transformer {
         let device = x.device();
         self.output_norm
             .forward(x.select(0, ints(&batch.counted, &device)))
+    }
+
+    /// Every matrix by its parameter's name.
+    pub(super) fn matrices_mut(&mut self) -> Vec<(String, Matrix<'_>)> {
+        let mut matrices = vec![(
+            "token_embd.weight".to_owned(),
+            Matrix {
+                weight: &mut self.token_embd.weight,
+                frozen: &mut self.token_embd.frozen,
+                lora: None,
+            },
+        )];
+        let mut linears = Vec::new();
+        for (number, block) in self.blocks.iter_mut().enumerate() {
+            let Block {
+                attn_qkv,
+                attn_q,
+                attn_k,
+                attn_v,
+                attn_output,
+                ffn_gate,
+                ffn_up,
+                ffn_down,
+                ..
+            } = block;
+            let of_block = [
+                ("attn_qkv", attn_qkv.as_mut()),
+                ("attn_q", attn_q.as_mut()),
+                ("attn_k", attn_k.as_mut()),
+                ("attn_v", attn_v.as_mut()),
+                ("attn_output", Some(attn_output)),
+                ("ffn_gate", ffn_gate.as_mut()),
+                ("ffn_up", Some(ffn_up)),
+                ("ffn_down", Some(ffn_down)),
+            ];
+            linears.extend(
+                of_block
+                    .into_iter()
+                    .map(|(field, linear)| (format!("blocks.{number}.{field}.weight"), linear)),
+            );
+        }
+        linears.push(("output.weight".to_owned(), self.output.as_mut()));
+        matrices.extend(linears.into_iter().filter_map(|(name, linear)| {
+            let linear = linear?;
+            let matrix = Matrix {
+                weight: &mut linear.weight,
+                frozen: &mut linear.frozen,
+                lora: linear.lora.as_mut(),
+            };
+            Some((name, matrix))
+        }));
+        matrices
+    }
+
+    /// The model as it is trained on one batch: with the draws of dropout that belong there.
+    #[must_use]
+    pub fn dropping(&self, moment: &Moment) -> Self {
+        let mut model = self.clone();
+        for (layer, (_, matrix)) in model.matrices_mut().into_iter().enumerate() {
+            if let Some(lora) = matrix.lora.filter(|lora| lora.dropout > 0.0) {
+                let [_, n_in] = lora.lora_a.val().dims();
+                lora.draw = Some(Draw::new(moment, layer as u64, n_in, lora.dropout));
+            }
+        }
+        model
+    }
+
+    /// Values and bytes of the matrices that are frozen in blocks.
+    pub fn frozen_size(&self) -> (usize, usize) {
+        let mut model = self.clone();
+        let frozen = model
+            .matrices_mut()
+            .into_iter()
+            .filter_map(|(_, matrix)| matrix.frozen.clone());
+        frozen.fold((0, 0), |(n, len_bytes), frozen| {
+            let [n_out, n_in] = frozen.shape();
+            (n + n_out * n_in, len_bytes + frozen.len_bytes())
+        })
     }
 
     fn mlp(&self, block: &Block, x: Tensor<2>) -> Tensor<2> {

@@ -1,7 +1,11 @@
 //! The operations between the matrix products as operations of Burn's with a backward pass of their own: [`kernels`] on
 //! the CPU, through Burn's extension points. Shapes as in [`super::model`].
 
-use super::kernels::{self, Heads, Product};
+use super::{
+    dropout::Draw,
+    frozen::Frozen,
+    kernels::{self, Heads, Product},
+};
 use burn::{
     backend::{
         Autodiff, Backend, Dispatch, Flex,
@@ -38,14 +42,43 @@ pub enum Op {
     Attention(Heads),
     /// a, b
     Product(Product),
+    /// x [N, in], a [rank, in]: the product with dropout on x
+    DroppedProduct(Draw),
+    /// x [N, in], or [N, out] when `is_transposed`
+    FrozenProduct {
+        /// The other factor, which has no gradient.
+        matrix: Frozen,
+        /// `x W` instead of `x Wᵀ`.
+        is_transposed: bool,
+    },
 }
 
 impl Op {
-    /// Shape of the output, from that of the first input.
-    fn output_shape(&self, first: &Shape) -> Shape {
+    /// Shape of the output, from those of the inputs.
+    fn output_shape(&self, inputs: &[&Shape]) -> Shape {
+        let first = inputs[0];
         match self {
             Self::Product(product) => Shape::from([product.m, product.n]),
+            Self::DroppedProduct(_) => Shape::from([first[0], inputs[1][0]]),
+            Self::FrozenProduct {
+                matrix,
+                is_transposed,
+            } => Shape::from([first[0], matrix.shape()[usize::from(*is_transposed)]]),
             _ => first.clone(),
+        }
+    }
+
+    /// The operation that makes the gradient of the only input from that of the output, where no input is needed for it.
+    fn linear_backward(&self) -> Option<Self> {
+        match self {
+            Self::FrozenProduct {
+                matrix,
+                is_transposed,
+            } => Some(Self::FrozenProduct {
+                matrix: matrix.clone(),
+                is_transposed: !is_transposed,
+            }),
+            _ => None,
         }
     }
 }
@@ -118,7 +151,8 @@ impl<B: Kernels, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
 struct FusedBackward;
 
 impl<B: Kernels, const N: usize> Backward<B, N> for FusedBackward {
-    type State = ([FloatTensor<B>; N], Op);
+    /// The inputs, where the backward pass needs them.
+    type State = (Option<[FloatTensor<B>; N]>, Op);
 
     fn backward(
         self,
@@ -129,7 +163,11 @@ impl<B: Kernels, const N: usize> Backward<B, N> for FusedBackward {
         let dy = grads.consume::<B>(&ops.node);
         let (inputs, op) = ops.state;
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let gradients = <B as Kernels>::backward(&op, inputs, dy, wanted);
+        let gradients: Vec<_> = match (inputs, op.linear_backward()) {
+            (_, Some(backward)) => vec![Some(<B as Kernels>::forward(&backward, [dy]))],
+            (Some(inputs), None) => <B as Kernels>::backward(&op, inputs, dy, wanted).into(),
+            (None, None) => unreachable!("the inputs of {op:?} were kept"),
+        };
         for (parent, gradient) in ops.parents.iter().zip(gradients) {
             if let (Some(parent), Some(gradient)) = (parent, gradient) {
                 grads.register::<B>(parent.id, gradient);
@@ -146,8 +184,9 @@ fn tracked<B: Kernels, C: CheckpointStrategy, const N: usize>(
     let values = inputs.map(FloatTensor::<Autodiff<B, C>>::into_primitive);
     match FusedBackward.prepare::<C>(nodes).compute_bound().stateful() {
         OpsKind::Tracked(prep) => {
-            let output = <B as Kernels>::forward(&op, values.clone());
-            prep.finish((values, op), output)
+            let kept = op.linear_backward().is_none().then(|| values.clone());
+            let output = <B as Kernels>::forward(&op, values);
+            prep.finish((kept, op), output)
         }
         OpsKind::UnTracked(prep) => prep.finish(<B as Kernels>::forward(&op, values)),
     }
@@ -177,10 +216,15 @@ impl Kernels for Flex {
             Op::Gelu => kernels::gelu(x[0]),
             Op::Attention(heads) => kernels::attention(x[0], x[1], x[2], heads),
             Op::Product(product) => product.forward(x[0], x[1]),
+            Op::DroppedProduct(draw) => draw.product(x[0], x[1]),
+            Op::FrozenProduct {
+                matrix,
+                is_transposed,
+            } => matrix.product(x[0], *is_transposed),
         };
         FlexTensor::from_data(TensorData::new(
             y,
-            op.output_shape(inputs[0].layout().shape()),
+            op.output_shape(&inputs.each_ref().map(|input| input.layout().shape())),
         ))
     }
 
@@ -218,6 +262,14 @@ impl Kernels for Flex {
                 want(0).then(|| product.da(x[1], dy)),
                 want(1).then(|| product.db(x[0], dy)),
             ],
+            Op::DroppedProduct(draw) => vec![
+                want(0).then(|| draw.dx(x[1], dy)),
+                want(1).then(|| draw.da(x[0], dy)),
+            ],
+            Op::FrozenProduct {
+                matrix,
+                is_transposed,
+            } => vec![Some(matrix.product(dy, !is_transposed))],
         };
         let mut gradients = gradients.into_iter();
         inputs.each_ref().map(|input| {
@@ -247,6 +299,27 @@ pub fn product(a: Tensor<2>, b: Tensor<2>, [a_transposed, b_transposed]: [bool; 
         a.into_dispatch(),
         b.into_dispatch(),
         Op::Product(product),
+    ))
+}
+
+/// `dropout(x) Aᵀ`: x [N, in], a [rank, in] -> [N, rank]
+pub fn dropped_product(x: Tensor<2>, a: Tensor<2>, draw: Draw) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::fused2(
+        x.into_dispatch(),
+        a.into_dispatch(),
+        Op::DroppedProduct(draw),
+    ))
+}
+
+/// `x Wᵀ`, or `x W` when `is_transposed`. [N, in] -> [N, out], or the other way round
+pub fn frozen_product(x: Tensor<2>, matrix: &Frozen, is_transposed: bool) -> Tensor<2> {
+    let matrix = matrix.clone();
+    Tensor::from_dispatch(Dispatch::fused1(
+        x.into_dispatch(),
+        Op::FrozenProduct {
+            matrix,
+            is_transposed,
+        },
     ))
 }
 

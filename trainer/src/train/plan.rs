@@ -27,6 +27,8 @@ const LOGIT_VALUES: u64 = 256 * 3;
 pub struct Plan {
     /// The run's folder.
     pub run: PathBuf,
+    /// Where it would compute, and what the self-test says of it.
+    pub device: Option<String>,
     /// The model's family.
     pub architecture: &'static str,
     /// Parameters.
@@ -94,11 +96,14 @@ pub fn plan(fit: &Fit, model: Transformer, with_trial: bool) -> Result<Plan> {
     visit_parameters(&model, |_, value, _| {
         parameters += value.shape().num_elements();
     });
+    let (n_frozen, _) = model.frozen_size();
+    parameters += n_frozen;
     let (rows, spec) = (&fit.train, model.spec());
     let mut steps = Steps::new(&fit.config, rows);
     let positions = steps.positions_per_epoch(rows);
     let mut plan = Plan {
         run: fit.folder.clone(),
+        device: fit.record.device.clone(),
         architecture: spec.family.name(),
         parameters,
         trained_parameters: count_trained(&model),
@@ -135,8 +140,9 @@ fn memory(fit: &Fit, model: &Transformer, parameters: usize, steps: &mut Steps) 
         OptimizerName::AdamW => 2 * n_trained,
         OptimizerName::Muon => 2 * n_trained - in_blocks as u64,
     };
+    let (n_frozen, frozen_bytes) = model.frozen_size();
     let mut memory = Memory {
-        weights: 4 * parameters as u64,
+        weights: (4 * (parameters - n_frozen) + frozen_bytes) as u64,
         gradients: 4 * n_trained * if train.accumulate > 1 { 2 } else { 1 },
         optimizer: 4 * optimizer,
         activations: 4 * activations(spec, largest.unwrap_or(0), train.recompute),
@@ -176,7 +182,7 @@ fn trial(fit: &Fit, mut model: Transformer, steps: &mut Steps, plan: &Plan) -> R
         let batches = steps.batches(&fit.train, step);
         let started = Instant::now();
         let (mut found, norm) = fit
-            .gradients(&model, &batches, || false)
+            .gradients(&model, step, &batches, || false)
             .context("nothing stops a trial")?;
         anyhow::ensure!(
             found.loss.is_finite() && norm.is_finite(),

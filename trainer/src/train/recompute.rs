@@ -63,11 +63,14 @@ fn backward(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::{
-        config::{FamilyName, LoraConfig, ModelConfig},
-        loss,
-        model::{LoraSpec, to_vec},
-        start,
+    use crate::{
+        run::LoraSize,
+        train::{
+            config::{FamilyName, LoraConfig, ModelConfig},
+            loss,
+            model::{LoraSpec, to_vec},
+            start,
+        },
     };
     use burn::tensor::Device;
 
@@ -76,8 +79,12 @@ mod tests {
         let spec = config.spec(50);
         let mut values = start::random_parameters(&spec, 3);
         let lora = LoraSpec {
-            rank: 2,
-            alpha: 4.0,
+            size: LoraSize {
+                rank: 2,
+                alpha: 4.0,
+                rslora: false,
+            },
+            dropout: 0.0,
         };
         if with_lora {
             let entries = start::lora_entries(&spec, &LoraConfig::default()).unwrap();

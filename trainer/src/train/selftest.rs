@@ -13,7 +13,11 @@ use super::{
     probe::{self, Probe},
     start,
 };
-use crate::{cache, files, output::note, run::Parameters, run::sha256_hex};
+use crate::{
+    cache, files,
+    output::note,
+    run::{LoraSize, Parameters, sha256_hex},
+};
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use fledgling_core::spec::ModelSpec;
@@ -167,16 +171,16 @@ impl Case {
     fn model(&self, device: &Device) -> Result<Transformer> {
         let mut values = start::random_parameters(&self.spec, 7);
         let lora = self.lora_rank.map(|rank| LoraSpec {
-            rank,
-            alpha: 2.0 * rank as f64,
+            size: LoraSize {
+                rank,
+                alpha: 2.0 * rank as f64,
+                rslora: false,
+            },
+            dropout: 0.0,
         });
         if let Some(lora) = &lora {
-            let config = LoraConfig {
-                rank: lora.rank,
-                ..LoraConfig::default()
-            };
-            let entries = start::lora_entries(&self.spec, &config)?;
-            values.extend(start::lora_parameters(&entries, lora.rank, 7));
+            let entries = start::lora_entries(&self.spec, &LoraConfig::default())?;
+            values.extend(start::lora_parameters(&entries, lora.size.rank, 7));
         }
         // Initial weights of 0.02 make every logit nearly the same; larger ones let a mistake show.
         for value in values.values_mut().flatten() {

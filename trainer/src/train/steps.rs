@@ -7,6 +7,7 @@
 use super::{
     config::Config,
     data::{Rows, collate, epoch_batches},
+    dropout::Moment,
     loss::{Gradients, loss_and_gradients},
     model::Transformer,
     optim::accumulate,
@@ -118,13 +119,15 @@ pub struct StepGradients {
     pub n_counted: usize,
 }
 
-/// Gradients of the mean loss over all counted positions of the given batches. Nothing, when `stop` says so in between.
+/// Gradients of the mean loss over all counted positions of the given batches; `seed` and `step` tell what dropout leaves
+/// out. Nothing, when `stop` says so in between.
 pub fn gradients_of(
     model: &Transformer,
     rows: &Rows,
     batches: &[Vec<usize>],
     pad: u32,
     recompute: bool,
+    (seed, step): (u64, u64),
     stop: impl Fn() -> bool,
 ) -> Option<StepGradients> {
     let counted =
@@ -132,15 +135,23 @@ pub fn gradients_of(
     let n_counted: usize = batches.iter().map(|batch| counted(batch)).sum();
     let scale = 1.0 / n_counted as f64;
     let (mut sum, mut gradients, mut losses) = (0.0, Gradients::new(), Vec::new());
+    let mut first_row = 0;
     for indices in batches {
         if stop() {
             return None;
         }
         let batch = collate(rows, indices, pad);
+        let model = model.dropping(&Moment {
+            seed,
+            step,
+            first_row,
+            n_tokens: batch.n_tokens,
+        });
+        first_row += batch.n_rows as u64;
         let (loss, new) = if recompute {
-            recompute::loss_and_gradients(model, &batch, scale)
+            recompute::loss_and_gradients(&model, &batch, scale)
         } else {
-            loss_and_gradients(model, &batch, scale)
+            loss_and_gradients(&model, &batch, scale)
         };
         sum += loss;
         losses.push(loss / counted(indices) as f64);
