@@ -1,5 +1,7 @@
 //! Operands, and how they become panels.
 
+#[cfg(target_arch = "x86_64")]
+use super::Isa;
 use std::ops::Range;
 
 /// One side of a product: a matrix of lanes (rows of A, columns of B) by depth.
@@ -45,8 +47,7 @@ impl Operand for Strided<'_> {
         if self.lane == 1 {
             for (p, out) in depth.zip(panel.chunks_exact_mut(width)) {
                 let from = p * self.depth + lanes.start;
-                out[..n].copy_from_slice(&self.data[from..from + n]);
-                out[n..].fill(0.0);
+                copy(&self.data[from..from + n], out);
             }
             return;
         }
@@ -55,11 +56,138 @@ impl Operand for Strided<'_> {
         }
         for (group, out) in panel.chunks_mut(TOGETHER * width).enumerate() {
             let from = depth.start + group * TOGETHER;
+            #[cfg(target_arch = "x86_64")]
+            if out.len() == TOGETHER * width && Isa::best() == Isa::Avx512 {
+                for first in (0..n).step_by(16) {
+                    let rows = &self.data[(lanes.start + first) * self.lane + from..];
+                    let n_rows = (n - first).min(16);
+                    // SAFETY: the CPU has AVX-512.
+                    unsafe { x86::transpose(rows, self.lane, n_rows, &mut out[first..], width) };
+                }
+                continue;
+            }
             let len = out.len() / width;
             for (i, lane) in lanes.clone().enumerate() {
                 let values = &self.data[lane * self.lane + from..][..len];
                 for (p, value) in values.iter().enumerate() {
                     out[p * width + i] = *value;
+                }
+            }
+        }
+    }
+}
+
+/// Copies the lanes of one depth, and fills up with 0. Whole vectors without a call, where the length is a tile's.
+fn copy(values: &[f32], out: &mut [f32]) {
+    if let (Some(values), Some(out)) = (values.as_array::<32>(), out.as_mut_array::<32>()) {
+        *out = *values;
+    } else if let (Some(values), Some(out)) = (values.as_array::<14>(), out.as_mut_array::<14>()) {
+        *out = *values;
+    } else {
+        out[..values.len()].copy_from_slice(values);
+        out[values.len()..].fill(0.0);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::{
+        __m512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_loadu_ps, _mm512_mask_storeu_ps,
+        _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
+        _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    };
+
+    /// Transposes the first 16 values of `n_rows` rows (at most 16) that are `stride` apart into 16 rows of `n_rows` that
+    /// are `width` apart.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn transpose(
+        rows: &[f32],
+        stride: usize,
+        n_rows: usize,
+        out: &mut [f32],
+        width: usize,
+    ) {
+        assert!(
+            (1..=16).contains(&n_rows)
+                && rows.len() >= (n_rows - 1) * stride + 16
+                && out.len() >= 15 * width + n_rows
+        );
+        let mut r: [__m512; 16] = [_mm512_setzero_ps(); 16];
+        for (i, row) in r.iter_mut().enumerate().take(n_rows) {
+            // SAFETY: a row has 16 values.
+            *row = unsafe { _mm512_loadu_ps(rows.as_ptr().add(i * stride)) };
+        }
+        // Pairs of rows, then fours of rows: u[4 g + j] has column 4 l + j of rows 4 g to 4 g + 3 in its quarter l.
+        let mut u = r;
+        for g in 0..4 {
+            let [a, b, c, d] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
+            let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+            let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+            u[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+            u[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+            let (ab, cd) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+            let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+            u[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+            u[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+        }
+        let mask = (0xFFFF_u32 >> (16 - n_rows)) as u16;
+        for j in 0..4 {
+            let low = _mm512_shuffle_f32x4::<0x44>(u[j], u[4 + j]);
+            let high = _mm512_shuffle_f32x4::<0xEE>(u[j], u[4 + j]);
+            let low2 = _mm512_shuffle_f32x4::<0x44>(u[8 + j], u[12 + j]);
+            let high2 = _mm512_shuffle_f32x4::<0xEE>(u[8 + j], u[12 + j]);
+            let columns = [
+                _mm512_shuffle_f32x4::<0x88>(low, low2),
+                _mm512_shuffle_f32x4::<0xDD>(low, low2),
+                _mm512_shuffle_f32x4::<0x88>(high, high2),
+                _mm512_shuffle_f32x4::<0xDD>(high, high2),
+            ];
+            for (l, column) in columns.into_iter().enumerate() {
+                // SAFETY: the mask keeps to the `n_rows` values that `out` has from there on.
+                unsafe {
+                    let at = out.as_mut_ptr().add((4 * l + j) * width);
+                    _mm512_mask_storeu_ps(at, mask, column);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn panels_hold_each_lane_at_each_depth_and_then_zeros() {
+        let (rows, stride) = (70, 61);
+        let data: Vec<f32> = (0..rows * stride).map(|i| i as f32 + 1.0).collect();
+        for width in [4, 6, 14, 16, 28, 32] {
+            for n in 1..=width {
+                for depth in [0..16, 3..51, 5..6, 7..40] {
+                    let lanes = 2..2 + n;
+                    let mut panel = vec![-1.0; width * depth.len()];
+                    Strided::rows(&data, stride).pack(
+                        lanes.clone(),
+                        depth.clone(),
+                        width,
+                        &mut panel,
+                    );
+                    let mut turned = vec![-1.0; width * depth.len()];
+                    Strided::columns(&data, stride).pack(lanes, depth.clone(), width, &mut turned);
+                    for (p, row) in panel.chunks(width).enumerate() {
+                        for (i, &value) in row.iter().enumerate() {
+                            let at = (2 + i) * stride + depth.start + p;
+                            let expected = if i < n { data[at] } else { 0.0 };
+                            assert_eq!(
+                                value.to_bits(),
+                                expected.to_bits(),
+                                "{width} {n} {depth:?}"
+                            );
+                            let at = (depth.start + p) * stride + 2 + i;
+                            let expected = if i < n { data[at] } else { 0.0 };
+                            assert_eq!(turned[p * width + i].to_bits(), expected.to_bits());
+                        }
+                    }
                 }
             }
         }

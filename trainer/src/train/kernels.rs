@@ -86,14 +86,21 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
 }
 
 /// Sums `add(row, total)` over rows in blocks of fixed size. -> [width]
+#[inline(always)]
 fn sum_rows(n_rows: usize, width: usize, add: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let blocks: Vec<Vec<f32>> = (0..n_rows.div_ceil(ROWS_PER_SUM))
         .into_par_iter()
         .map(|block| {
             let mut total = vec![0.0; width];
-            for row in block * ROWS_PER_SUM..((block + 1) * ROWS_PER_SUM).min(n_rows) {
-                add(row, &mut total);
-            }
+            let rows = block * ROWS_PER_SUM..((block + 1) * ROWS_PER_SUM).min(n_rows);
+            wide(
+                #[inline(always)]
+                || {
+                    for row in rows {
+                        add(row, &mut total);
+                    }
+                },
+            );
             total
         })
         .collect();
@@ -108,15 +115,22 @@ fn sum_rows(n_rows: usize, width: usize, add: impl Fn(usize, &mut [f32]) + Sync)
 pub fn rms_norm(x: &[f32], gamma: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
     let mut y = vec![0.0; x.len()];
-    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(|(y, x)| {
-        let inverse = inverse_rms(x, eps);
-        for i in 0..c {
-            y[i] = x[i] * inverse * gamma[i];
-        }
-    });
+    let row = |(y, x): (&mut [f32], &[f32])| {
+        wide(
+            #[inline(always)]
+            || {
+                let inverse = inverse_rms(x, eps);
+                for i in 0..c {
+                    y[i] = x[i] * inverse * gamma[i];
+                }
+            },
+        );
+    };
+    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(row);
     y
 }
 
+#[inline(always)]
 fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt()
 }
@@ -129,11 +143,16 @@ pub fn rms_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32> {
         .zip(x.par_chunks(c))
         .zip(dy.par_chunks(c))
         .for_each(|((dx, x), dy)| {
-            let inverse = inverse_rms(x, eps);
-            let along = sum(c, |i| x[i] * gamma[i] * dy[i]) * inverse * inverse / c as f32;
-            for i in 0..c {
-                dx[i] = inverse * (gamma[i] * dy[i] - x[i] * along);
-            }
+            wide(
+                #[inline(always)]
+                || {
+                    let inverse = inverse_rms(x, eps);
+                    let along = sum(c, |i| x[i] * gamma[i] * dy[i]) * inverse * inverse / c as f32;
+                    for i in 0..c {
+                        dx[i] = inverse * (gamma[i] * dy[i] - x[i] * along);
+                    }
+                },
+            );
         });
     dx
 }
@@ -150,6 +169,7 @@ pub fn rms_norm_dgamma(x: &[f32], dy: &[f32], c: usize, eps: f32) -> Vec<f32> {
 }
 
 /// Mean and 1 / standard deviation.
+#[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     let n = x.len() as f32;
     let mean = sum(x.len(), |i| x[i]) / n;
@@ -161,12 +181,18 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
     let mut y = vec![0.0; x.len()];
-    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(|(y, x)| {
-        let (mean, inverse) = moments(x, eps);
-        for i in 0..c {
-            y[i] = (x[i] - mean) * inverse * gamma[i] + beta[i];
-        }
-    });
+    let row = |(y, x): (&mut [f32], &[f32])| {
+        wide(
+            #[inline(always)]
+            || {
+                let (mean, inverse) = moments(x, eps);
+                for i in 0..c {
+                    y[i] = (x[i] - mean) * inverse * gamma[i] + beta[i];
+                }
+            },
+        );
+    };
+    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(row);
     y
 }
 
@@ -178,12 +204,18 @@ pub fn layer_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32>
         .zip(x.par_chunks(c))
         .zip(dy.par_chunks(c))
         .for_each(|((dx, x), dy)| {
-            let (mean, inverse) = moments(x, eps);
-            let mean_d = sum(c, |i| gamma[i] * dy[i]) / c as f32;
-            let along = sum(c, |i| gamma[i] * dy[i] * (x[i] - mean)) * inverse * inverse / c as f32;
-            for i in 0..c {
-                dx[i] = inverse * (gamma[i] * dy[i] - mean_d - (x[i] - mean) * along);
-            }
+            wide(
+                #[inline(always)]
+                || {
+                    let (mean, inverse) = moments(x, eps);
+                    let mean_d = sum(c, |i| gamma[i] * dy[i]) / c as f32;
+                    let along =
+                        sum(c, |i| gamma[i] * dy[i] * (x[i] - mean)) * inverse * inverse / c as f32;
+                    for i in 0..c {
+                        dx[i] = inverse * (gamma[i] * dy[i] - mean_d - (x[i] - mean) * along);
+                    }
+                },
+            );
         });
     dx
 }
@@ -216,9 +248,14 @@ pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
         .zip(gate.par_chunks(ELEMENTS))
         .zip(up.par_chunks(ELEMENTS))
         .for_each(|((y, gate), up)| {
-            for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
-                *y = gate * sigmoid(gate) * up;
-            }
+            wide(
+                #[inline(always)]
+                || {
+                    for ((y, &gate), up) in y.iter_mut().zip(gate).zip(up) {
+                        *y = gate * sigmoid(gate) * up;
+                    }
+                },
+            );
         });
     y
 }
@@ -235,11 +272,16 @@ pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f
         .zip(d_up.par_chunks_mut(ELEMENTS))
         .zip(inputs)
         .for_each(|((d_gate, d_up), ((gate, up), dy))| {
-            for i in 0..gate.len() {
-                let s = sigmoid(gate[i]);
-                d_gate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-                d_up[i] = dy[i] * gate[i] * s;
-            }
+            wide(
+                #[inline(always)]
+                || {
+                    for i in 0..gate.len() {
+                        let s = sigmoid(gate[i]);
+                        d_gate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+                        d_up[i] = dy[i] * gate[i] * s;
+                    }
+                },
+            );
         });
     (d_gate, d_up)
 }
@@ -250,9 +292,14 @@ pub fn gelu(x: &[f32]) -> Vec<f32> {
     y.par_chunks_mut(ELEMENTS)
         .zip(x.par_chunks(ELEMENTS))
         .for_each(|(y, x)| {
-            for (y, &x) in y.iter_mut().zip(x) {
-                *y = x * sigmoid(2.0 * GELU_SCALE * (x + GELU_CUBIC * x * x * x));
-            }
+            wide(
+                #[inline(always)]
+                || {
+                    for (y, &x) in y.iter_mut().zip(x) {
+                        *y = x * sigmoid(2.0 * GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+                    }
+                },
+            );
         });
     y
 }
@@ -264,13 +311,85 @@ pub fn gelu_backward(x: &[f32], dy: &[f32]) -> Vec<f32> {
         .zip(x.par_chunks(ELEMENTS))
         .zip(dy.par_chunks(ELEMENTS))
         .for_each(|((dx, x), dy)| {
-            for ((dx, &x), dy) in dx.iter_mut().zip(x).zip(dy) {
-                let s = sigmoid(2.0 * GELU_SCALE * (x + GELU_CUBIC * x * x * x));
-                let du = 2.0 * GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x);
-                *dx = dy * (s + x * s * (1.0 - s) * du);
-            }
+            wide(
+                #[inline(always)]
+                || {
+                    for ((dx, &x), dy) in dx.iter_mut().zip(x).zip(dy) {
+                        let s = sigmoid(2.0 * GELU_SCALE * (x + GELU_CUBIC * x * x * x));
+                        let du = 2.0 * GELU_SCALE * (1.0 + 3.0 * GELU_CUBIC * x * x);
+                        *dx = dy * (s + x * s * (1.0 - s) * du);
+                    }
+                },
+            );
         });
     dx
+}
+
+/// Sum of the squares, in f64.
+pub fn sum_of_squares(x: &[f32]) -> f64 {
+    let parts: Vec<f64> = x
+        .par_chunks(ELEMENTS)
+        .map(|x| {
+            let part = wide(
+                #[inline(always)]
+                || dot(x, x),
+            );
+            f64::from(part)
+        })
+        .collect();
+    parts.into_iter().sum()
+}
+
+/// Multiplies by a number, in place.
+pub fn scale(x: &mut [f32], by: f32) {
+    x.par_chunks_mut(ELEMENTS).for_each(|x| {
+        for x in x {
+            *x *= by;
+        }
+    });
+}
+
+/// Constants of a step of `AdamW`, of one parameter.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWStep {
+    /// Decay of the first moment.
+    pub beta1: f32,
+    /// 1 minus that.
+    pub rest1: f32,
+    /// Decay of the second moment.
+    pub beta2: f32,
+    /// 1 minus that.
+    pub rest2: f32,
+    /// The root of the second moment's correction.
+    pub root2: f32,
+    /// Added to the root of the second moment.
+    pub eps: f32,
+    /// Learning rate over the first moment's correction.
+    pub rate: f32,
+    /// What the weights shrink to.
+    pub decay: f32,
+}
+
+/// A step of `AdamW`, in place: one pass over weights, moments and gradients.
+pub fn adamw(step: &AdamWStep, x: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32]) {
+    let step = *step;
+    x.par_chunks_mut(ELEMENTS)
+        .zip(m.par_chunks_mut(ELEMENTS))
+        .zip(v.par_chunks_mut(ELEMENTS))
+        .zip(gradient.par_chunks(ELEMENTS))
+        .for_each(|(((x, m), v), gradient)| {
+            wide(
+                #[inline(always)]
+                || {
+                    for (((x, m), v), g) in x.iter_mut().zip(m).zip(v).zip(gradient) {
+                        *m = *m * step.beta1 + g * step.rest1;
+                        *v = *v * step.beta2 + g * g * step.rest2;
+                        let update = *m / (v.sqrt() / step.root2 + step.eps) * step.rate;
+                        *x = *x * step.decay - update;
+                    }
+                },
+            );
+        });
 }
 
 /// Extents of an attention, and the rotations of its positions.

@@ -8,11 +8,13 @@ pub use schedule::LearningRates;
 
 use super::{
     config::{OptimizerName, TrainConfig},
+    device::is_cpu,
+    kernels::{self, AdamWStep},
     loss::Gradients,
     model::{Transformer, to_vec, update_parameters},
 };
 use anyhow::{Context, Result, bail, ensure};
-use burn::tensor::Tensor;
+use burn::tensor::{Device, Tensor, TensorData};
 use std::collections::BTreeMap;
 
 /// Constants of AdamW (Loshchilov and Hutter, "Decoupled weight decay regularization"). The decay works on matrices
@@ -80,6 +82,29 @@ impl AdamW {
                 m: gradient.zeros_like(),
                 v: gradient.zeros_like(),
             });
+            let decay = if is_matrix {
+                1.0 - lr * weight_decay
+            } else {
+                1.0
+            };
+            if is_cpu(&value.device()) {
+                let step = AdamWStep {
+                    beta1: beta1 as f32,
+                    rest1: (1.0 - beta1) as f32,
+                    beta2: beta2 as f32,
+                    rest2: (1.0 - beta2) as f32,
+                    root2: correction2.sqrt() as f32,
+                    eps: eps as f32,
+                    rate: (lr / correction1) as f32,
+                    decay: decay as f32,
+                };
+                let device = value.device();
+                let (mut x, mut m, mut v) = (to_vec(value), to_vec(moments.m), to_vec(moments.v));
+                kernels::adamw(&step, &mut x, &mut m, &mut v, &to_vec(gradient));
+                let [x, m, v] = [x, m, v].map(|values| from_vec(values, &device));
+                self.moments.insert(name.to_owned(), Moments { m, v });
+                return x;
+            }
             let m = moments.m.mul_scalar(beta1) + gradient.clone().mul_scalar(1.0 - beta1);
             let v =
                 moments.v.mul_scalar(beta2) + (gradient.clone() * gradient).mul_scalar(1.0 - beta2);
@@ -90,11 +115,6 @@ impl AdamW {
                 .add_scalar(eps);
             let update = m.clone().div(denominator).mul_scalar(lr / correction1);
             self.moments.insert(name.to_owned(), Moments { m, v });
-            let decay = if is_matrix {
-                1.0 - lr * weight_decay
-            } else {
-                1.0
-            };
             value.mul_scalar(decay) - update
         })
     }
@@ -113,6 +133,12 @@ pub fn accumulate(sum: &mut Gradients, new: Gradients) {
 
 /// Scales all gradients down so that their common Euclidean norm is at most `max_norm`; returns the norm before.
 pub fn clip(gradients: &mut Gradients, max_norm: Option<f64>) -> f64 {
+    if gradients
+        .values()
+        .all(|gradient| is_cpu(&gradient.device()))
+    {
+        return clip_here(gradients, max_norm);
+    }
     let squares = gradients
         .values()
         .map(|gradient| (gradient.clone() * gradient.clone()).sum())
@@ -124,14 +150,49 @@ pub fn clip(gradients: &mut Gradients, max_norm: Option<f64>) -> f64 {
         to_vec(Tensor::cat(squares, 0))
     };
     let norm = squares.into_iter().map(f64::from).sum::<f64>().sqrt();
-    // torch.nn.utils.clip_grad_norm_ adds the same 1e-6.
-    let scale = max_norm.map_or(1.0, |max| max / (norm + 1e-6));
-    if scale < 1.0 {
+    if let Some(scale) = clipping(norm, max_norm) {
         for gradient in gradients.values_mut() {
             *gradient = gradient.clone().mul_scalar(scale);
         }
     }
     norm
+}
+
+/// What gradients of this norm are multiplied by, when it is too much.
+fn clipping(norm: f64, max_norm: Option<f64>) -> Option<f64> {
+    // torch.nn.utils.clip_grad_norm_ adds the same 1e-6.
+    let scale = max_norm? / (norm + 1e-6);
+    (scale < 1.0).then_some(scale)
+}
+
+/// [`clip`] on the CPU: one pass for the norm, and one more where it is too much.
+fn clip_here(gradients: &mut Gradients, max_norm: Option<f64>) -> f64 {
+    let Some(device) = gradients.values().next().map(Tensor::device) else {
+        return 0.0;
+    };
+    let mut all: Vec<_> = std::mem::take(gradients)
+        .into_iter()
+        .map(|(name, gradient)| (name, to_vec(gradient)))
+        .collect();
+    let squares = all
+        .iter()
+        .map(|(_, values)| kernels::sum_of_squares(values));
+    let norm = squares.sum::<f64>().sqrt();
+    if let Some(scale) = clipping(norm, max_norm) {
+        for (_, values) in &mut all {
+            kernels::scale(values, scale as f32);
+        }
+    }
+    gradients.extend(
+        all.into_iter()
+            .map(|(name, values)| (name, from_vec(values, &device))),
+    );
+    norm
+}
+
+fn from_vec(values: Vec<f32>, device: &Device) -> Tensor<1> {
+    let n = values.len();
+    Tensor::from_data(TensorData::new(values, [n]), device)
 }
 
 /// What turns gradients into steps.
