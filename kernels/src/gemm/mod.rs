@@ -13,7 +13,7 @@ pub use tile::Isa;
 
 use rayon::prelude::*;
 use std::{cell::Cell, ops::Range};
-use tile::{Tile, with_tile};
+use tile::{Edge, Tile, with_tile};
 
 /// Length of a piece of the chains, and of the packed panels.
 pub const DEPTH: usize = 256;
@@ -112,8 +112,11 @@ pub fn gemm_on(
     if let Start::Row(row) = start {
         assert_eq!(row.len(), n, "the row that is added has another size");
     }
+    let rows = c.len().min(m * ldc);
+    let c = &mut c[..rows];
     let parallel = parallel && 2 * m * n * k >= SERIAL_FLOPS;
     let job = Job {
+        m,
         n,
         k,
         a,
@@ -126,6 +129,7 @@ pub fn gemm_on(
 }
 
 struct Job<'a, A, B> {
+    m: usize,
     n: usize,
     k: usize,
     a: &'a A,
@@ -137,13 +141,13 @@ struct Job<'a, A, B> {
 
 impl<A: Operand, B: Operand> Job<'_, A, B> {
     fn run<T: Tile>(&self, c: &mut [f32]) {
-        let m = c
-            .len()
-            .div_ceil(self.ldc)
-            .min((c.len() + self.ldc - self.n) / self.ldc);
         if self.k == 0 {
             for row in c.chunks_mut(self.ldc) {
-                begin(self.start, 0..self.n, &mut row[..self.n]);
+                match self.start {
+                    Start::Add => {}
+                    Start::Zero => row[..self.n].fill(0.0),
+                    Start::Row(values) => row[..self.n].copy_from_slice(values),
+                }
             }
             return;
         }
@@ -154,7 +158,7 @@ impl<A: Operand, B: Operand> Job<'_, A, B> {
                 let n_panels = columns.len().div_ceil(T::COLUMNS);
                 with_buffer(&B_PANELS, n_panels * T::COLUMNS * depth.len(), |panels| {
                     self.pack_b::<T>(&columns, &depth, panels);
-                    self.rows::<T>(m, &columns, &depth, panels, c);
+                    self.rows::<T>(&columns, &depth, panels, c);
                 });
             }
         }
@@ -176,7 +180,6 @@ impl<A: Operand, B: Operand> Job<'_, A, B> {
 
     fn rows<T: Tile>(
         &self,
-        m: usize,
         columns: &Range<usize>,
         depth: &Range<usize>,
         panels: &[f32],
@@ -188,12 +191,13 @@ impl<A: Operand, B: Operand> Job<'_, A, B> {
             1
         };
         // At least four tasks a thread, so that none waits long for the last.
-        let rows = m
+        let rows = self
+            .m
             .div_ceil(4 * threads)
             .next_multiple_of(T::ROWS)
             .min(ROWS.next_multiple_of(T::ROWS));
         let one = |(idx, c): (usize, &mut [f32])| {
-            let block = idx * rows..(idx * rows + rows).min(m);
+            let block = idx * rows..(idx * rows + rows).min(self.m);
             self.block::<T>(block, columns, depth, panels, c);
         };
         if threads > 1 {
@@ -227,27 +231,21 @@ impl<A: Operand, B: Operand> Job<'_, A, B> {
                 for (i, a) in a_panels.chunks(len).enumerate() {
                     let n_rows = T::ROWS.min(rows.len() - i * T::ROWS);
                     let c = &mut c[i * T::ROWS * self.ldc..];
-                    if first_piece {
+                    if let (true, Start::Row(values)) = (first_piece, self.start) {
                         for row in c.chunks_mut(self.ldc).take(n_rows) {
-                            begin(
-                                self.start,
-                                tile_columns.clone(),
-                                &mut row[tile_columns.clone()],
-                            );
+                            row[tile_columns.clone()]
+                                .copy_from_slice(&values[tile_columns.clone()]);
                         }
                     }
-                    T::add(a, b, &mut c[first..], self.ldc, n_rows, tile_columns.len());
+                    let edge = Edge {
+                        n_rows,
+                        n_columns: tile_columns.len(),
+                        overwrites: first_piece && self.start == Start::Zero,
+                    };
+                    T::add(a, b, &mut c[first..], self.ldc, edge);
                 }
             }
         });
-    }
-}
-
-fn begin(start: Start, columns: Range<usize>, row: &mut [f32]) {
-    match start {
-        Start::Add => {}
-        Start::Zero => row.fill(0.0),
-        Start::Row(values) => row.copy_from_slice(&values[columns]),
     }
 }
 

@@ -107,7 +107,8 @@ fn instruction_sets_and_threads_do_not_change_a_bit() {
 fn rows_of_c_may_be_apart() {
     let (a, b) = (values(5 * 7, 1), values(7 * 3, 2));
     let mut close = vec![0.0; 5 * 3];
-    let mut apart = vec![9.0; 4 * 10 + 3];
+    // Two rows more than the product has.
+    let mut apart = vec![9.0; 6 * 10 + 3];
     let (a, b) = (Strided::rows(&a, 7), Strided::columns(&b, 3));
     gemm(5, 3, 7, &a, &b, Start::Zero, &mut close);
     gemm_serial([5, 3, 7], &a, &b, Start::Zero, &mut apart, 10);
@@ -121,4 +122,5 @@ fn rows_of_c_may_be_apart() {
                 .all(|&value| value == 9.0)
         );
     }
+    assert!(apart[5 * 10..].iter().all(|&value| value == 9.0));
 }

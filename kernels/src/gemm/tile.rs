@@ -47,13 +47,22 @@ impl Isa {
     }
 }
 
+/// What of a tile is C.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Edge {
+    pub(super) n_rows: usize,
+    pub(super) n_columns: usize,
+    /// The product takes the place of C's values.
+    pub(super) overwrites: bool,
+}
+
 /// A register tile.
 pub(super) trait Tile {
     const ROWS: usize;
     const COLUMNS: usize;
 
-    /// Adds the product of two panels to the first `n_rows` and `n_columns` of a tile of C.
-    fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, n_rows: usize, n_columns: usize);
+    /// Adds the product of two panels to the first rows and columns of a tile of C.
+    fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, edge: Edge);
 }
 
 /// Rows and columns in plain Rust, each element a chain of its own.
@@ -63,7 +72,7 @@ impl Tile for Plain {
     const ROWS: usize = 4;
     const COLUMNS: usize = 16;
 
-    fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, n_rows: usize, n_columns: usize) {
+    fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, edge: Edge) {
         let mut sums = [[0.0_f32; 16]; 4];
         for (a, b) in a.as_chunks::<4>().0.iter().zip(b.as_chunks::<16>().0) {
             for (sums, a) in sums.iter_mut().zip(a) {
@@ -72,9 +81,9 @@ impl Tile for Plain {
                 }
             }
         }
-        for (row, sums) in c.chunks_mut(ldc).zip(&sums).take(n_rows) {
-            for (c, sum) in row.iter_mut().zip(sums).take(n_columns) {
-                *c += sum;
+        for (row, sums) in c.chunks_mut(ldc).zip(&sums).take(edge.n_rows) {
+            for (c, sum) in row.iter_mut().zip(sums).take(edge.n_columns) {
+                *c = if edge.overwrites { *sum } else { *c + sum };
             }
         }
     }
@@ -115,7 +124,7 @@ pub(super) use with_tile;
 pub(super) mod x86 {
     //! The tiles for x86-64.
 
-    use super::Tile;
+    use super::{Edge, Tile};
     use std::arch::x86_64::{
         __m256, __m512, _mm256_add_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
         _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps,
@@ -133,9 +142,9 @@ pub(super) mod x86 {
         const ROWS: usize = 14;
         const COLUMNS: usize = 32;
 
-        fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, n_rows: usize, n_columns: usize) {
+        fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, edge: Edge) {
             // SAFETY: `gemm_on` has asserted that the CPU has the instructions.
-            unsafe { add_avx512::<14, 2, 32>(a, b, c, ldc, n_rows, n_columns) }
+            unsafe { add_avx512::<14, 2, 32>(a, b, c, ldc, edge) }
         }
     }
 
@@ -143,9 +152,9 @@ pub(super) mod x86 {
         const ROWS: usize = 28;
         const COLUMNS: usize = 16;
 
-        fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, n_rows: usize, n_columns: usize) {
+        fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, edge: Edge) {
             // SAFETY: as above.
-            unsafe { add_avx512::<28, 1, 16>(a, b, c, ldc, n_rows, n_columns) }
+            unsafe { add_avx512::<28, 1, 16>(a, b, c, ldc, edge) }
         }
     }
 
@@ -153,9 +162,9 @@ pub(super) mod x86 {
         const ROWS: usize = 6;
         const COLUMNS: usize = 16;
 
-        fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, n_rows: usize, n_columns: usize) {
+        fn add(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, edge: Edge) {
             // SAFETY: as above.
-            unsafe { add_avx2(a, b, c, ldc, n_rows, n_columns) }
+            unsafe { add_avx2(a, b, c, ldc, edge) }
         }
     }
 
@@ -165,8 +174,7 @@ pub(super) mod x86 {
         b: &[f32],
         c: &mut [f32],
         ldc: usize,
-        n_rows: usize,
-        n_columns: usize,
+        edge: Edge,
     ) {
         let mut sums: [[__m512; VECTORS]; ROWS] = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         let (a, b) = (a.as_chunks::<ROWS>().0, b.as_chunks::<COLUMNS>().0);
@@ -182,10 +190,10 @@ pub(super) mod x86 {
                 }
             }
         }
-        for (row, sums) in c.chunks_mut(ldc).zip(&sums).take(n_rows) {
-            let row = &mut row[..n_columns];
+        for (row, sums) in c.chunks_mut(ldc).zip(&sums).take(edge.n_rows) {
+            let row = &mut row[..edge.n_columns];
             for (v, sum) in sums.iter().enumerate() {
-                let lanes = n_columns.saturating_sub(16 * v).min(16);
+                let lanes = edge.n_columns.saturating_sub(16 * v).min(16);
                 if lanes == 0 {
                     break;
                 }
@@ -193,7 +201,11 @@ pub(super) mod x86 {
                 // SAFETY: the mask keeps to the `lanes` values that the row has from 16 * v on.
                 unsafe {
                     let at = row.as_mut_ptr().add(16 * v);
-                    let value = _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), *sum);
+                    let value = if edge.overwrites {
+                        *sum
+                    } else {
+                        _mm512_add_ps(_mm512_maskz_loadu_ps(mask, at), *sum)
+                    };
                     _mm512_mask_storeu_ps(at, mask, value);
                 }
             }
@@ -201,7 +213,7 @@ pub(super) mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    fn add_avx2(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, n_rows: usize, n_columns: usize) {
+    fn add_avx2(a: &[f32], b: &[f32], c: &mut [f32], ldc: usize, edge: Edge) {
         let mut sums: [[__m256; 2]; 6] = [[_mm256_setzero_ps(); 2]; 6];
         let (a, b) = (a.as_chunks::<6>().0, b.as_chunks::<16>().0);
         for (a, b) in a.iter().zip(b) {
@@ -216,13 +228,18 @@ pub(super) mod x86 {
                 }
             }
         }
-        for (row, sums) in c.chunks_mut(ldc).zip(&sums).take(n_rows) {
-            if let Some(row) = row.first_chunk_mut::<16>().filter(|_| n_columns == 16) {
+        for (row, sums) in c.chunks_mut(ldc).zip(&sums).take(edge.n_rows) {
+            if let Some(row) = row.first_chunk_mut::<16>().filter(|_| edge.n_columns == 16) {
                 for (v, sum) in sums.iter().enumerate() {
                     // SAFETY: `row` has 16 values.
                     unsafe {
                         let at = row.as_mut_ptr().add(8 * v);
-                        _mm256_storeu_ps(at, _mm256_add_ps(_mm256_loadu_ps(at), *sum));
+                        let value = if edge.overwrites {
+                            *sum
+                        } else {
+                            _mm256_add_ps(_mm256_loadu_ps(at), *sum)
+                        };
+                        _mm256_storeu_ps(at, value);
                     }
                 }
                 continue;
@@ -232,8 +249,8 @@ pub(super) mod x86 {
                 // SAFETY: `values` has 16.
                 unsafe { _mm256_storeu_ps(values.as_mut_ptr().add(8 * v), *sum) };
             }
-            for (c, value) in row[..n_columns].iter_mut().zip(values) {
-                *c += value;
+            for (c, value) in row[..edge.n_columns].iter_mut().zip(values) {
+                *c = if edge.overwrites { value } else { *c + value };
             }
         }
     }

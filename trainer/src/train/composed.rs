@@ -429,6 +429,26 @@ pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, heads: &Heads) -> Ten
     attention_within(SCORES, q, k, v, heads)
 }
 
+/// As [`attention`], of q, k and v beside each other. [N, (H + 2 KV) * D] -> [N, H * D]
+pub fn attention_qkv(qkv: Tensor<2>, heads: &Heads) -> Tensor<2> {
+    let [q, k, v] = parts(&qkv, heads);
+    attention(q, k, v, heads)
+}
+
+/// The gradient of [`attention_qkv`]'s input.
+pub fn attention_qkv_backward(qkv: Tensor<2>, dy: Tensor<2>, heads: &Heads) -> Tensor<2> {
+    let [q, k, v] = parts(&qkv, heads);
+    Tensor::cat(attention_backward(q, k, v, dy, heads).into(), 1)
+}
+
+fn parts(qkv: &Tensor<2>, heads: &Heads) -> [Tensor<2>; 3] {
+    let (q, kv) = (
+        heads.n_head * heads.head_dim,
+        heads.n_kv_head * heads.head_dim,
+    );
+    [(0, q), (q, kv), (q + kv, kv)].map(|(first, len)| qkv.clone().narrow(1, first, len))
+}
+
 fn attention_within(
     scores: usize,
     q: Tensor<2>,
@@ -548,9 +568,10 @@ pub fn cross_entropy(
 mod cube {
     use super::{
         super::ops::{FusedOps, Kernels, Op},
-        attention, attention_backward, dropped_product, dropped_product_backward, frozen_product,
-        gelu, gelu_backward, layer_norm, layer_norm_backward, product, product_backward, rms_norm,
-        rms_norm_backward, swiglu, swiglu_backward,
+        attention, attention_backward, attention_qkv, attention_qkv_backward, dropped_product,
+        dropped_product_backward, frozen_product, gelu, gelu_backward, layer_norm,
+        layer_norm_backward, product, product_backward, rms_norm, rms_norm_backward, swiglu,
+        swiglu_backward,
     };
     use burn::{
         backend::{Cube, tensor::FloatTensor},
@@ -579,7 +600,9 @@ mod cube {
                 Op::SwiGlu => swiglu(x(0), x(1)),
                 Op::Gelu => gelu(x(0)),
                 Op::Attention(heads) => attention(x(0), x(1), x(2), heads),
+                Op::AttentionQkv(heads) => attention_qkv(x(0), heads),
                 Op::Product(of) => product(x(0), x(1), of),
+                Op::ProductPlus(of) => product(x(0), x(1), of) + row(2).unsqueeze(),
                 Op::DroppedProduct(draw) => dropped_product(x(0), x(1), draw),
                 Op::FrozenProduct {
                     matrix,
@@ -618,9 +641,17 @@ mod cube {
                 Op::Attention(heads) => attention_backward(x(0), x(1), x(2), dy, heads)
                     .map(|gradient| Some(lower(gradient)))
                     .into(),
+                Op::AttentionQkv(heads) => {
+                    vec![Some(lower(attention_qkv_backward(x(0), dy, heads)))]
+                }
                 Op::Product(of) => product_backward(x(0), x(1), dy, of, [want(0), want(1)])
                     .map(|gradient| gradient.map(lower))
                     .into(),
+                Op::ProductPlus(of) => {
+                    let d_row = want(2).then(|| lower(dy.clone().sum_dim(0).squeeze_dim::<1>(0)));
+                    let [da, db] = product_backward(x(0), x(1), dy, of, [want(0), want(1)]);
+                    vec![da.map(lower), db.map(lower), d_row]
+                }
                 Op::DroppedProduct(draw) => {
                     dropped_product_backward(x(0), x(1), dy, draw, [want(0), want(1)])
                         .map(|gradient| gradient.map(lower))
@@ -785,6 +816,8 @@ mod tests {
             (1, 1, 3, 3, 5, None),
             (3, 5, 2, 1, 4, Some(Pairing::Neighbours)),
             (2, 7, 4, 2, 6, Some(Pairing::Halves)),
+            // More positions than the kernels take at a time, and not a multiple.
+            (2, 100, 2, 1, 4, Some(Pairing::Halves)),
         ] {
             let rotations = if pairing.is_some() {
                 (0..t * d / 2)

@@ -416,12 +416,12 @@ impl Heads {
         self.n_head / self.n_kv_head
     }
 
-    /// One head of one row, rotated. `x` [N, heads * D] -> [T, D]
-    fn head(&self, x: &[f32], heads: usize, row: usize, head: usize, rotate: bool) -> Vec<f32> {
+    /// One head of one row, rotated. -> [T, D]
+    fn head(&self, x: Beside, row: usize, head: usize, rotate: bool) -> Vec<f32> {
         let (t, d) = (self.n_tokens, self.head_dim);
         let mut out = Vec::with_capacity(t * d);
         for token in row * t..(row + 1) * t {
-            out.extend_from_slice(&x[(token * heads + head) * d..][..d]);
+            out.extend_from_slice(&x.values[token * x.width + x.first + head * d..][..d]);
         }
         if rotate && !self.rotations.is_empty() {
             self.turn(&mut out, 1.0);
@@ -463,12 +463,38 @@ impl Heads {
         }
     }
 
-    /// Puts a head's values back. [T, D] -> `out` [N, heads * D]
-    fn put(&self, values: &[f32], out: &mut [f32], heads: usize, row: usize, head: usize) {
+    /// Puts heads beside each other, from column `first` of `out` [N, width] on; `head(row, head)` is one of them. [T, D]
+    fn put<'a>(
+        &self,
+        n_heads: usize,
+        head: impl Fn(usize, usize) -> &'a [f32] + Sync,
+        out: &mut [f32],
+        (width, first): (usize, usize),
+    ) {
         let (t, d) = (self.n_tokens, self.head_dim);
-        for (token, vector) in values.chunks_exact(d).enumerate() {
-            out[((row * t + token) * heads + head) * d..][..d].copy_from_slice(vector);
-        }
+        let rows = out.par_chunks_mut(t * width).enumerate();
+        rows.for_each(|(row, out)| {
+            for idx in 0..n_heads {
+                for (token, vector) in head(row, idx).chunks_exact(d).enumerate() {
+                    out[token * width + first + idx * d..][..d].copy_from_slice(vector);
+                }
+            }
+        });
+    }
+
+    /// Widths of q, and of k and v.
+    fn widths(&self) -> (usize, usize) {
+        (self.n_head * self.head_dim, self.n_kv_head * self.head_dim)
+    }
+
+    /// q, k and v of a fused projection.
+    fn parts<'a>(&self, qkv: &'a [f32]) -> [Beside<'a>; 3] {
+        let (q, kv) = self.widths();
+        [0, q, q + kv].map(|first| Beside {
+            values: qkv,
+            width: q + 2 * kv,
+            first,
+        })
     }
 
     /// All pairs of row and key head.
@@ -477,6 +503,25 @@ impl Heads {
         (0..self.n_rows * n_kv_head)
             .into_par_iter()
             .map(move |job| (job / n_kv_head, job % n_kv_head))
+    }
+}
+
+/// Heads beside each other: columns of a matrix in rows of `width`, from column `first` on.
+#[derive(Debug, Clone, Copy)]
+struct Beside<'a> {
+    values: &'a [f32],
+    width: usize,
+    first: usize,
+}
+
+impl<'a> Beside<'a> {
+    /// All columns of a matrix.
+    fn all(values: &'a [f32], width: usize) -> Self {
+        Self {
+            values,
+            width,
+            first: 0,
+        }
     }
 }
 
@@ -556,6 +601,15 @@ pub struct Product {
 }
 
 impl Product {
+    /// The product of rows plus one row for all. [n]
+    pub fn forward_plus(&self, a: &[f32], b: &[f32], row: &[f32]) -> Vec<f32> {
+        let mut c = vec![0.0; self.m * self.n];
+        let a = strided(a, self.m, self.k, !self.a_transposed);
+        let b = strided(b, self.n, self.k, self.b_transposed);
+        gemm(self.m, self.n, self.k, &a, &b, Start::Row(row), &mut c);
+        c
+    }
+
     /// The product.
     pub fn forward(&self, a: &[f32], b: &[f32]) -> Vec<f32> {
         let mut c = vec![0.0; self.m * self.n];
@@ -605,13 +659,24 @@ fn strided(data: &[f32], lanes: usize, depth: usize, in_rows: bool) -> Strided<'
 ///
 /// Padding stands on the right, so that the causal order keeps it out of every position before it.
 pub fn attention(q: &[f32], k: &[f32], v: &[f32], heads: &Heads) -> Vec<f32> {
+    let (q_width, kv_width) = heads.widths();
+    let [k, v] = [k, v].map(|x| Beside::all(x, kv_width));
+    attend([Beside::all(q, q_width), k, v], heads)
+}
+
+/// As [`attention`], of q, k and v beside each other. [N, (H + 2 KV) * D] -> [N, H * D]
+pub fn attention_qkv(qkv: &[f32], heads: &Heads) -> Vec<f32> {
+    attend(heads.parts(qkv), heads)
+}
+
+fn attend([q, k, v]: [Beside; 3], heads: &Heads) -> Vec<f32> {
     let (t, d, group) = (heads.n_tokens, heads.head_dim, heads.group());
     let one = |(row, kv): (usize, usize)| -> Vec<Vec<f32>> {
-        let k = heads.head(k, heads.n_kv_head, row, kv, true);
-        let v = heads.head(v, heads.n_kv_head, row, kv, false);
+        let k = heads.head(k, row, kv, true);
+        let v = heads.head(v, row, kv, false);
         let mut p = vec![0.0; QUERIES.min(t) * t];
         let mut query_head = |head: usize| {
-            let q = heads.head(q, heads.n_head, row, head, true);
+            let q = heads.head(q, row, head, true);
             let mut y = vec![0.0; t * d];
             for queries in query_blocks(t) {
                 probabilities(&q, &k, &queries, heads, &mut p);
@@ -631,13 +696,11 @@ pub fn attention(q: &[f32], k: &[f32], v: &[f32], heads: &Heads) -> Vec<f32> {
             .collect()
     };
     let parts: Vec<_> = heads.jobs().map(one).collect();
-    let mut out = vec![0.0; q.len()];
-    for (job, part) in parts.iter().enumerate() {
-        let (row, kv) = (job / heads.n_kv_head, job % heads.n_kv_head);
-        for (idx, y) in part.iter().enumerate() {
-            heads.put(y, &mut out, heads.n_head, row, kv * group + idx);
-        }
-    }
+    let (width, _) = heads.widths();
+    let mut out = vec![0.0; heads.n_rows * t * width];
+    let head =
+        |row: usize, head: usize| &parts[row * heads.n_kv_head + head / group][head % group][..];
+    heads.put(heads.n_head, head, &mut out, (width, 0));
     out
 }
 
@@ -665,17 +728,73 @@ pub fn attention_backward(
     dy: &[f32],
     heads: &Heads,
 ) -> [Vec<f32>; 3] {
+    let (q_width, kv_width) = heads.widths();
+    let parts = [
+        Beside::all(q, q_width),
+        Beside::all(k, kv_width),
+        Beside::all(v, kv_width),
+    ];
+    let gradients = attend_backward(parts, dy, heads);
+    let mut out = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
+    let [dq, dk, dv] = &mut out;
+    gradients.put_q(heads, dq, (q_width, 0));
+    gradients.put_k(heads, dk, (kv_width, 0));
+    gradients.put_v(heads, dv, (kv_width, 0));
+    out
+}
+
+/// The gradient of [`attention_qkv`]'s input. [N, (H + 2 KV) * D]
+pub fn attention_qkv_backward(qkv: &[f32], dy: &[f32], heads: &Heads) -> Vec<f32> {
+    let (q_width, kv_width) = heads.widths();
+    let width = q_width + 2 * kv_width;
+    let gradients = attend_backward(heads.parts(qkv), dy, heads);
+    let mut out = vec![0.0; qkv.len()];
+    gradients.put_q(heads, &mut out, (width, 0));
+    gradients.put_k(heads, &mut out, (width, q_width));
+    gradients.put_v(heads, &mut out, (width, q_width + kv_width));
+    out
+}
+
+/// Gradients of one key head of one row: dq of its query heads, dk and dv. [T, D]
+type HeadGradients = (Vec<Vec<f32>>, Vec<f32>, Vec<f32>);
+
+/// Gradients of all heads.
+struct AttentionGradients(Vec<HeadGradients>);
+
+impl AttentionGradients {
+    fn put_q(&self, heads: &Heads, out: &mut [f32], columns: (usize, usize)) {
+        let group = heads.group();
+        let head = |row: usize, head: usize| {
+            &self.0[row * heads.n_kv_head + head / group].0[head % group][..]
+        };
+        heads.put(heads.n_head, head, out, columns);
+    }
+
+    fn put_k(&self, heads: &Heads, out: &mut [f32], columns: (usize, usize)) {
+        let head = |row: usize, head: usize| &self.0[row * heads.n_kv_head + head].1[..];
+        heads.put(heads.n_kv_head, head, out, columns);
+    }
+
+    fn put_v(&self, heads: &Heads, out: &mut [f32], columns: (usize, usize)) {
+        let head = |row: usize, head: usize| &self.0[row * heads.n_kv_head + head].2[..];
+        heads.put(heads.n_kv_head, head, out, columns);
+    }
+}
+
+fn attend_backward([q, k, v]: [Beside; 3], dy: &[f32], heads: &Heads) -> AttentionGradients {
+    let (q_width, _) = heads.widths();
+    let dy = Beside::all(dy, q_width);
     let (t, d, group) = (heads.n_tokens, heads.head_dim, heads.group());
     let scale = 1.0 / (d as f32).sqrt();
-    let one = |(row, kv): (usize, usize)| -> (Vec<Vec<f32>>, Vec<f32>, Vec<f32>) {
-        let k = heads.head(k, heads.n_kv_head, row, kv, true);
-        let v = heads.head(v, heads.n_kv_head, row, kv, false);
+    let one = |(row, kv): (usize, usize)| -> HeadGradients {
+        let k = heads.head(k, row, kv, true);
+        let v = heads.head(v, row, kv, false);
         let (mut dk, mut dv) = (vec![0.0; t * d], vec![0.0; t * d]);
         let n = QUERIES.min(t) * t;
         let (mut p, mut ds) = (vec![0.0; n], vec![0.0; n]);
         let mut query_head = |head: usize| {
-            let q = heads.head(q, heads.n_head, row, head, true);
-            let dy = heads.head(dy, heads.n_head, row, head, false);
+            let q = heads.head(q, row, head, true);
+            let dy = heads.head(dy, row, head, false);
             let mut dq = vec![0.0; t * d];
             for queries in query_blocks(t) {
                 let (n, n_keys) = (queries.len(), queries.end);
@@ -729,17 +848,7 @@ pub fn attention_backward(
         heads.unrotate(&mut dk);
         (dq, dk, dv)
     };
-    let parts: Vec<_> = heads.jobs().map(one).collect();
-    let mut out = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
-    for (job, (dq, dk, dv)) in parts.iter().enumerate() {
-        let (row, kv) = (job / heads.n_kv_head, job % heads.n_kv_head);
-        for (idx, dq) in dq.iter().enumerate() {
-            heads.put(dq, &mut out[0], heads.n_head, row, kv * group + idx);
-        }
-        heads.put(dk, &mut out[1], heads.n_kv_head, row, kv);
-        heads.put(dv, &mut out[2], heads.n_kv_head, row, kv);
-    }
-    out
+    AttentionGradients(heads.jobs().map(one).collect())
 }
 
 /// Cross-entropy of rows of logits. On return `logits` holds the gradient of `scale` times the sum of the losses.
@@ -901,6 +1010,75 @@ mod tests {
             check_gradient(&|k| attention(&q, k, &v, &heads), &k, &dy, &dk);
             check_gradient(&|v| attention(&q, &k, v, &heads), &v, &dy, &dv);
         }
+    }
+
+    #[test]
+    fn attention_is_its_definition_over_more_positions_than_a_block_has() {
+        let (t, d) = (QUERIES + 37, 4);
+        let heads = Heads {
+            n_rows: 2,
+            n_tokens: t,
+            n_head: 2,
+            n_kv_head: 1,
+            head_dim: d,
+            rotations: [].into(),
+            pairing: Pairing::Neighbours,
+        };
+        let (n, width) = (2 * t, 2 * d);
+        let (q, k, v) = (values(n * width, 1), values(n * d, 2), values(n * d, 3));
+        let got = attention(&q, &k, &v, &heads);
+        for (row, head, token) in [(0, 0, 0), (0, 1, 63), (1, 0, 64), (1, 1, 65), (1, 1, t - 1)] {
+            let q = &q[(row * t + token) * width + head * d..][..d];
+            let of = |x: &[f32], key: usize| x[(row * t + key) * d..][..d].to_vec();
+            let score = |key: usize| f64::from(dot(q, &of(&k, key))) / (d as f64).sqrt();
+            let weights: Vec<f64> = (0..=token).map(|key| score(key).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for i in 0..d {
+                let expected = (0..=token)
+                    .map(|key| weights[key] / total * f64::from(of(&v, key)[i]))
+                    .sum::<f64>();
+                let got = f64::from(got[(row * t + token) * width + head * d + i]);
+                assert!((got - expected).abs() < 1e-5, "{row} {head} {token} {i}");
+            }
+        }
+    }
+
+    #[test]
+    fn attention_of_a_fused_projection_is_that_of_its_parts() {
+        let (t, d) = (QUERIES + 5, 4);
+        let heads = Heads {
+            n_rows: 2,
+            n_tokens: t,
+            n_head: 4,
+            n_kv_head: 2,
+            head_dim: d,
+            rotations: (0..t * d / 2)
+                .map(|i| ((i as f32).cos(), (i as f32).sin()))
+                .collect(),
+            pairing: Pairing::Halves,
+        };
+        let (n, widths) = (2 * t, [4 * d, 2 * d, 2 * d]);
+        let [q, k, v] = [0, 1, 2].map(|i| values(n * widths[i], i as u64 + 1));
+        let dy = values(n * 4 * d, 9);
+        let beside = |[q, k, v]: [&[f32]; 3]| -> Vec<f32> {
+            (0..n)
+                .flat_map(|row| {
+                    [
+                        &q[row * widths[0]..][..widths[0]],
+                        &k[row * widths[1]..][..widths[1]],
+                        &v[row * widths[2]..][..widths[2]],
+                    ]
+                    .concat()
+                })
+                .collect()
+        };
+        let qkv = beside([&q, &k, &v]);
+        assert_eq!(attention_qkv(&qkv, &heads), attention(&q, &k, &v, &heads));
+        let [dq, dk, dv] = attention_backward(&q, &k, &v, &dy, &heads);
+        assert_eq!(
+            attention_qkv_backward(&qkv, &dy, &heads),
+            beside([&dq, &dk, &dv])
+        );
     }
 
     #[test]

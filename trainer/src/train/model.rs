@@ -104,15 +104,16 @@ pub struct Linear {
 impl Linear {
     /// [N, in] -> [N, out]
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let mut y = match (&self.weight, &self.frozen) {
-            (_, Some(frozen)) => ops::frozen_product(x.clone(), frozen, false),
-            (weight, None) => ops::product(x.clone(), dense(weight), [false, true]),
+        let y = match (&self.frozen, &self.bias) {
+            (None, None) => ops::product(x.clone(), dense(&self.weight), [false, true]),
+            (None, Some(bias)) => ops::linear(x.clone(), dense(&self.weight), bias.val()),
+            (Some(frozen), None) => ops::frozen_product(x.clone(), frozen, false),
+            (Some(frozen), Some(bias)) => {
+                ops::frozen_product(x.clone(), frozen, false) + bias.val().unsqueeze()
+            }
         };
-        if let Some(lora) = &self.lora {
-            y = lora.add_to(y, x);
-        }
-        match &self.bias {
-            Some(bias) => y + bias.val().unsqueeze(),
+        match &self.lora {
+            Some(lora) => lora.add_to(y, x),
             None => y,
         }
     }
@@ -648,34 +649,22 @@ impl Transformer {
 
 /// The attention of a block, with the residual. [N, C] -> [N, C]
 fn attention(block: &Block, x: Tensor<2>, heads: &Heads) -> Tensor<2> {
-    let (q_width, kv_width) = (
-        heads.n_head * heads.head_dim,
-        heads.n_kv_head * heads.head_dim,
-    );
     let normed = block.attn_norm.forward(x.clone());
-    let (q, k, v) = match &block.attn_qkv {
-        Some(fused) => {
-            let qkv = fused.forward(normed); // [N, (H + 2 KV) * D]
-            (
-                qkv.clone().narrow(1, 0, q_width),
-                qkv.clone().narrow(1, q_width, kv_width),
-                qkv.narrow(1, q_width + kv_width, kv_width),
-            )
-        }
-        None => {
-            let project = |layer: &Option<Linear>| {
-                layer
-                    .as_ref()
-                    .expect("a block has either a fused projection or all three")
-                    .forward(normed.clone())
-            };
-            (
-                project(&block.attn_q),
-                project(&block.attn_k),
-                project(&block.attn_v),
-            )
-        }
+    if let Some(fused) = &block.attn_qkv {
+        let mixed = ops::attention_qkv(fused.forward(normed), heads);
+        return x + block.attn_output.forward(mixed);
+    }
+    let project = |layer: &Option<Linear>| {
+        layer
+            .as_ref()
+            .expect("a block has either a fused projection or all three")
+            .forward(normed.clone())
     };
+    let (q, k, v) = (
+        project(&block.attn_q),
+        project(&block.attn_k),
+        project(&block.attn_v),
+    );
     let normed_heads = |norm: &Option<Norm>, x: Tensor<2>| match norm {
         Some(norm) => norm.forward_heads(x, heads.head_dim),
         None => x,

@@ -40,8 +40,12 @@ pub enum Op {
     Gelu,
     /// q [N, H * D], k [N, KV * D], v [N, KV * D]
     Attention(Heads),
+    /// qkv [N, (H + 2 KV) * D]
+    AttentionQkv(Heads),
     /// a, b
     Product(Product),
+    /// a, b, a row that is added to every row of the product
+    ProductPlus(Product),
     /// x [N, in], a [rank, in]: the product with dropout on x
     DroppedProduct(Draw),
     /// x [N, in], or [N, out] when `is_transposed`
@@ -58,7 +62,10 @@ impl Op {
     fn output_shape(&self, inputs: &[&Shape]) -> Shape {
         let first = inputs[0];
         match self {
-            Self::Product(product) => Shape::from([product.m, product.n]),
+            Self::AttentionQkv(heads) => Shape::from([first[0], heads.n_head * heads.head_dim]),
+            Self::Product(product) | Self::ProductPlus(product) => {
+                Shape::from([product.m, product.n])
+            }
             Self::DroppedProduct(_) => Shape::from([first[0], inputs[1][0]]),
             Self::FrozenProduct {
                 matrix,
@@ -215,7 +222,9 @@ impl Kernels for Flex {
             Op::SwiGlu => kernels::swiglu(x[0], x[1]),
             Op::Gelu => kernels::gelu(x[0]),
             Op::Attention(heads) => kernels::attention(x[0], x[1], x[2], heads),
+            Op::AttentionQkv(heads) => kernels::attention_qkv(x[0], heads),
             Op::Product(product) => product.forward(x[0], x[1]),
+            Op::ProductPlus(product) => product.forward_plus(x[0], x[1], x[2]),
             Op::DroppedProduct(draw) => draw.product(x[0], x[1]),
             Op::FrozenProduct {
                 matrix,
@@ -258,9 +267,17 @@ impl Kernels for Flex {
             Op::Attention(heads) => kernels::attention_backward(x[0], x[1], x[2], dy, heads)
                 .map(Some)
                 .into(),
+            Op::AttentionQkv(heads) => {
+                vec![Some(kernels::attention_qkv_backward(x[0], dy, heads))]
+            }
             Op::Product(product) => vec![
                 want(0).then(|| product.da(x[1], dy)),
                 want(1).then(|| product.db(x[0], dy)),
+            ],
+            Op::ProductPlus(product) => vec![
+                want(0).then(|| product.da(x[1], dy)),
+                want(1).then(|| product.db(x[0], dy)),
+                want(2).then(|| kernels::sum_over_rows(dy, x[2].len())),
             ],
             Op::DroppedProduct(draw) => vec![
                 want(0).then(|| draw.dx(x[1], dy)),
@@ -282,24 +299,39 @@ impl Kernels for Flex {
 }
 
 /// `a · b`, each as it is or transposed.
-pub fn product(a: Tensor<2>, b: Tensor<2>, [a_transposed, b_transposed]: [bool; 2]) -> Tensor<2> {
-    let ([m, k], [k_of_b, n]) = (
-        turned(a.dims(), a_transposed),
-        turned(b.dims(), b_transposed),
-    );
-    assert_eq!(k, k_of_b, "the factors do not fit each other");
-    let product = Product {
-        m,
-        n,
-        k,
-        a_transposed,
-        b_transposed,
-    };
+pub fn product(a: Tensor<2>, b: Tensor<2>, transposed: [bool; 2]) -> Tensor<2> {
+    let product = sizes(&a, &b, transposed);
     Tensor::from_dispatch(Dispatch::fused2(
         a.into_dispatch(),
         b.into_dispatch(),
         Op::Product(product),
     ))
+}
+
+/// `x Wᵀ + b`: x [N, in], weight [out, in], bias [out] -> [N, out]
+pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+    let product = sizes(&x, &weight, [false, true]);
+    Tensor::from_dispatch(Dispatch::fused3(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        bias.into_dispatch(),
+        Op::ProductPlus(product),
+    ))
+}
+
+fn sizes(a: &Tensor<2>, b: &Tensor<2>, [a_transposed, b_transposed]: [bool; 2]) -> Product {
+    let ([m, k], [k_of_b, n]) = (
+        turned(a.dims(), a_transposed),
+        turned(b.dims(), b_transposed),
+    );
+    assert_eq!(k, k_of_b, "the factors do not fit each other");
+    Product {
+        m,
+        n,
+        k,
+        a_transposed,
+        b_transposed,
+    }
 }
 
 /// `dropout(x) Aᵀ`: x [N, in], a [rank, in] -> [N, rank]
@@ -371,6 +403,14 @@ pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, heads: &Heads) -> Ten
         k.into_dispatch(),
         v.into_dispatch(),
         Op::Attention(heads.clone()),
+    ))
+}
+
+/// As [`attention`], of q, k and v beside each other: [N, (H + 2 KV) * D] -> [N, H * D].
+pub fn attention_qkv(qkv: Tensor<2>, heads: &Heads) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::fused1(
+        qkv.into_dispatch(),
+        Op::AttentionQkv(heads.clone()),
     ))
 }
 
