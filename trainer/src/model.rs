@@ -1,4 +1,5 @@
-//! What `MODEL` means on every command line: a GGUF file, a folder as the Hugging Face hub has it, a run's folder, or a pulled name.
+//! What `MODEL` means on every command line: a GGUF file, a folder as the Hugging Face hub has it, a run's folder, a pulled name, or
+//! the URL of one of the first three.
 
 use crate::{
     adapter::Adapter,
@@ -7,7 +8,7 @@ use crate::{
     interrupt::Unfinished,
     output::UsageError,
     pull::source::{NAMED, nearest},
-    run,
+    remote, run,
 };
 use anyhow::{Context, Result, bail};
 use fledgling_core::{
@@ -64,6 +65,9 @@ pub fn open(text: &str) -> Result<Model> {
 /// # Errors
 /// With the pulled models and the nearest name.
 pub fn locate(text: &str) -> Result<PathBuf> {
+    if remote::is_url(text) {
+        return remote::local_copy(text);
+    }
     let path = PathBuf::from(text);
     if path.exists() {
         return Ok(path);

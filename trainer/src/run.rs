@@ -48,6 +48,8 @@ const MAX_BASES: usize = 16;
 
 /// Name of the folder of checkpoints.
 pub const CHECKPOINTS_DIR: &str = "checkpoints";
+/// Name of the folder of the best weights, of a run in an object store.
+pub const BEST_DIR: &str = "best";
 
 /// What is known of a run beside its weights.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -284,13 +286,19 @@ fn open_base(base: &Base) -> Result<Model> {
             base.path.display()
         )
     };
-    let found = identity(&base.path).with_context(advice)?;
+    // A run that was trained on another machine names the base as this one may have it, too.
+    let path = if base.path.exists() {
+        base.path.clone()
+    } else {
+        model::locate(&base.name).with_context(advice)?
+    };
+    let found = identity(&path).with_context(advice)?;
     ensure!(
         found == base.sha256,
         "{} is not the model that this LoRA was trained on: put that one back",
-        base.path.display()
+        path.display()
     );
-    model::open(&base.path.to_string_lossy()).with_context(advice)
+    model::open(&path.to_string_lossy()).with_context(advice)
 }
 
 /// What tells a model from every other: the SHA-256 of a file; of a run's folder that of its weights, for a LoRA together

@@ -3,10 +3,10 @@
 //! A checkpoint is a folder `step-N` that is there whole or not at all: it is filled beside its place, its manifest is
 //! written last, everything is synced, then it gets its name. Names that begin with a dot are what a killed process left.
 
-use super::manifest::{Manifest, Origin};
 use crate::{
     files::sync_folder,
     interrupt::Unfinished,
+    manifest::{Manifest, Origin},
     output::note,
     run::{CHECKPOINTS_DIR, checkpoints},
 };
@@ -84,18 +84,48 @@ impl Checkpoints {
         keep_last: usize,
         fill: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<PathBuf> {
+        let (target, ()) = self
+            .place(step, |new| {
+                fill(new).and_then(|()| Manifest::write(new, step, origin))
+            })
+            .with_context(|| format!("cannot write the checkpoint {}", self.path(step).display()))?;
+        self.prune(keep_last)?;
+        Ok(target)
+    }
+
+    /// Takes a checkpoint from elsewhere: `fill` brings its files and manifest, and holds them to it.
+    ///
+    /// # Errors
+    /// Those of `fill`; when the disk is full or may not be written.
+    pub fn adopt(
+        &self,
+        step: u64,
+        fill: impl FnOnce(&Path) -> Result<Manifest>,
+    ) -> Result<Whole> {
+        let (path, manifest) = self.place(step, fill)?;
+        Ok(Whole { path, manifest })
+    }
+
+    /// Fills a folder beside the place of `step`, and gives it its name when it is whole.
+    fn place<T>(
+        &self,
+        step: u64,
+        fill: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<(PathBuf, T)> {
         let target = self.path(step);
-        let cannot = || format!("cannot write the checkpoint {}", target.display());
+        let cannot = || format!("cannot write {}", target.display());
         let new = self.folder.join(format!(".step-{step}.new"));
         remove(&new)?;
         fs::create_dir_all(&new).with_context(cannot)?;
         let unfinished = Unfinished::new(&new);
-        let written = fill(&new).and_then(|()| Manifest::write(&new, step, origin));
-        if let Err(error) = written {
-            // The error is told; what is left of it here goes at the next start at the latest.
-            let _ = remove(&new);
-            return Err(error).with_context(cannot);
-        }
+        let filled = match fill(&new) {
+            Ok(filled) => filled,
+            Err(error) => {
+                // The error is told; what is left of it here goes at the next start at the latest.
+                let _ = remove(&new);
+                return Err(error);
+            }
+        };
         sync_folder(&new);
         let old = self.folder.join(format!(".step-{step}.old"));
         if target.exists() {
@@ -105,8 +135,7 @@ impl Checkpoints {
         drop(unfinished);
         sync_folder(&self.folder);
         remove(&old)?;
-        self.prune(keep_last)?;
-        Ok(target)
+        Ok((target, filled))
     }
 
     fn prune(&self, keep_last: usize) -> Result<()> {

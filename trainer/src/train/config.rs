@@ -1,7 +1,7 @@
 //! One TOML file describes a run; `--set section.key=value` overrides a key. Unknown keys are refused with the nearest
 //! known one, numbers are checked against their ranges, and the resolved file is saved with the run.
 
-use super::device::Choice;
+use super::{device::Choice, mirror::Mirror};
 pub use super::shape::{FamilyName, ModelConfig};
 use crate::{export::Quant, run::LoraSize};
 use anyhow::{Context, Result, bail, ensure};
@@ -18,12 +18,16 @@ pub struct Config {
     pub name: String,
     /// What is trained.
     pub mode: Mode,
-    /// The model to start from: a GGUF file, a pulled model's name, a run's folder. For `scratch`, the model whose
+    /// The model to start from: a GGUF file, a pulled model's name, a run's folder, a URL of an object store. For `scratch`, the model whose
     /// tokenizer is taken.
     pub base: String,
     /// Where runs are written.
     #[serde(default = "default_runs_dir")]
     pub runs_dir: PathBuf,
+    /// Where runs are copied to while they grow, by URL (`s3://BUCKET/PREFIX`, `gs://`, `az://`, `file:///FOLDER`): `NAME/` below
+    /// it. `--resume` takes the last checkpoint from there when there is no newer one here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<String>,
     /// Seed of the initial weights and of the order of the rows.
     #[serde(default = "default_seed")]
     pub seed: u64,
@@ -72,7 +76,7 @@ pub enum Mode {
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
     /// What to train on: files (of chats or text: jsonl, json, csv, parquet, txt…), or folders of prepared data, of which the part `train` is
-    /// taken.
+    /// taken; also by URL, from an object store.
     pub train: Vec<PathBuf>,
     /// How often the rows of each entry of `train` are shown in a pass: a mixture. Of a broken number's rest, other rows are
     /// chosen in each pass. Once, when absent.
@@ -463,6 +467,17 @@ impl Config {
         self.runs_dir.join(&self.name)
     }
 
+    /// The run's place in an object store, if it has one.
+    ///
+    /// # Errors
+    /// When the store cannot be reached or refuses.
+    pub fn mirror(&self) -> Result<Option<Mirror>> {
+        let remote = self.remote.as_ref();
+        remote
+            .map(|url| Mirror::open(url, &self.name, self.train.keep_last))
+            .transpose()
+    }
+
     fn check(&self) -> Result<()> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         ensure!(
@@ -470,6 +485,12 @@ impl Config {
             "name = {:?}: a run's name has letters, digits, `-`, `_` and `.` only, because it is a folder",
             self.name
         );
+        if let Some(url) = &self.remote {
+            ensure!(
+                crate::remote::is_url(url),
+                "remote = {url:?}: the URL of a folder in an object store, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///FOLDER"
+            );
+        }
         ensure!(
             !self.data.train.is_empty(),
             "data.train is empty: name at least one file, or a folder of prepared data"

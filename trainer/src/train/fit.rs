@@ -9,7 +9,7 @@ use super::{
     config::Config,
     data::{Rows, collate, sorted_batches},
     loss::loss_sum,
-    manifest::Origin,
+    mirror::Uploader,
     model::Transformer,
     optim::{LearningRates, Optimizer, clip},
     progress::Reporter,
@@ -21,6 +21,7 @@ use super::{
 use crate::{
     files::write_whole,
     interrupt::Graceful,
+    manifest::Origin,
     report::events::{Begin, Step},
     run::{CONFIG_FILE, HEADER_FILE, LoraSize, RECORD_FILE, Record},
 };
@@ -136,7 +137,8 @@ struct Tally {
 }
 
 impl Fit {
-    /// Trains `model` to the end, or until Ctrl-C or the step `until`; with `state` goes on where that was written.
+    /// Trains `model` to the end, or until Ctrl-C or the step `until`; with `state` goes on where that was written. Checkpoints
+    /// are offered to `uploader`.
     ///
     /// # Errors
     /// A loss that is no number or jumps, or files that cannot be written.
@@ -146,6 +148,7 @@ impl Fit {
         state: Option<State>,
         until: Option<u64>,
         reporter: &mut Reporter,
+        uploader: Option<&Uploader>,
     ) -> Result<Outcome> {
         let graceful = Graceful::begin();
         let started = Instant::now();
@@ -163,7 +166,7 @@ impl Fit {
             let early = step < n_steps && now.progress.watch.is_over(self.config.train.patience);
             let over = early || step >= n_steps;
             if (over || self.saves_at(step)) && now.saved != Some(step) {
-                self.save(&mut now, reporter)?;
+                self.save(&mut now, reporter, uploader)?;
             }
             if over || graceful.asked() || until.is_some_and(|until| step >= until) {
                 break early;
@@ -193,7 +196,7 @@ impl Fit {
             })?;
         };
         if now.saved != Some(now.progress.step) {
-            self.save(&mut now, reporter)?;
+            self.save(&mut now, reporter, uploader)?;
         }
         if now.progress.kept_step.is_none() {
             let before = now.progress.valid_before.map(|loss| loss.0);
@@ -391,7 +394,12 @@ impl Fit {
     }
 
     /// Writes a checkpoint, which opens as a run of its own.
-    fn save(&self, now: &mut Now, reporter: &mut Reporter) -> Result<()> {
+    fn save(
+        &self,
+        now: &mut Now,
+        reporter: &mut Reporter,
+        uploader: Option<&Uploader>,
+    ) -> Result<()> {
         let step = now.progress.step;
         let record = Record {
             step,
@@ -414,7 +422,8 @@ impl Fit {
         let keep_last = self.config.train.keep_last;
         let path = checkpoints.write(step, &self.origin, keep_last, fill)?;
         now.saved = Some(step);
-        reporter.checkpoint(step, path.display())
+        reporter.checkpoint(step, path.display())?;
+        uploader.map_or(Ok(()), |uploader| uploader.offer(step))
     }
 
     /// Ends the run where the loss is no number, or jumps, before the weights are touched.

@@ -16,7 +16,7 @@ pub mod fit;
 pub mod frozen;
 pub mod kernels;
 pub mod loss;
-pub mod manifest;
+pub mod mirror;
 pub mod model;
 pub mod ops;
 pub mod optim;
@@ -40,10 +40,12 @@ use crate::{
     files::{STAGED_PREFIX, STAGED_SUFFIX, write_whole},
     interrupt, model as models,
     output::{note, print, print_json},
+    remote,
     run::{self, Base, HEADER_FILE, LoraSize, Parameters, RECORD_FILE, Record, header_bytes},
 };
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, Tensor, TensorData};
+use checkpoint::State;
 use checkpoints::Checkpoints;
 use config::{Config, Mode};
 use data::Rows;
@@ -55,6 +57,7 @@ use fledgling_core::{
     spec::{ModelSpec, TensorEntry},
 };
 use fledgling_data::config::Split;
+use mirror::Mirror;
 use model::{LoraSpec, Transformer};
 use plan::Plan;
 use progress::{Reporter, Tui, View};
@@ -127,11 +130,15 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     set_threads(config.threads);
     let folder = config.run_dir();
     let only_looks = args.dry_run || args.find_lr.is_some();
+    let mirror = config.mirror()?;
     if !args.resume && !args.force && !only_looks && resume::is_begun(&folder) {
         bail!(
             "the run {} is there already: go on with --resume, replace it with --force, or choose another name",
             folder.display()
         );
+    }
+    if let Some(mirror) = mirror.filter(|_| !args.resume && !args.force && !only_looks) {
+        mirror.refuse_begun()?;
     }
     let base = open_base(&config)?;
     let mut prepared = prepare(config, &base)?;
@@ -325,7 +332,12 @@ fn build_lora(
 }
 
 fn read_rows(paths: &[PathBuf], split: Split, info: &ModelInfo, max_tokens: usize) -> Result<Rows> {
-    let rows = data::read_split(paths, split, info, max_tokens)?;
+    let local = |path: &PathBuf| match path.to_str() {
+        Some(text) if remote::is_url(text) => remote::local_copy(text),
+        _ => Ok(path.clone()),
+    };
+    let paths: Vec<_> = paths.iter().map(local).collect::<Result<_>>()?;
+    let rows = data::read_split(&paths, split, info, max_tokens)?;
     if rows.n_truncated > 0 {
         note(format!(
             "{} rows were longer than data.max_tokens = {max_tokens} and lost their end",
@@ -421,40 +433,64 @@ impl Prepared {
             header,
             view,
         } = self;
-        if resume {
+        let mirror = fit.config.mirror()?;
+        if resume && mirror.is_none() {
             resume::check_begun(&fit.folder)?;
         }
         std::fs::create_dir_all(&fit.folder)
             .with_context(|| format!("cannot make the folder {}", fit.folder.display()))?;
         let _lock = crate::runs::lock(&fit.folder)?;
         remove_unfinished(&fit.folder)?;
+        let mut is_ahead = false;
+        if let Some(mirror) = mirror.as_ref().filter(|_| resume) {
+            is_ahead = mirror.fetch_newer(&fit.folder)?;
+        }
         let mut state = if resume {
             resume::resume(&fit, model.spec())?
         } else {
             None
         };
         if let Some(state) = &mut state {
-            fit.record = run::read_record(&fit.folder).unwrap_or(fit.record);
+            take_kept(&mut fit, state);
             model = with_values(model, std::mem::take(&mut state.parameters))?;
         } else {
             remove_old(&fit.folder)?;
+            mirror.as_ref().map_or(Ok(()), Mirror::clear)?;
         }
         write_whole(
             &fit.folder.join(run::CONFIG_FILE),
             fit.config.to_toml()?.as_bytes(),
         )?;
         write_whole(&fit.folder.join(HEADER_FILE), &header)?;
+        let uploader = mirror.map(|mirror| mirror.begin(&fit)).transpose()?;
         let resumed = state.as_ref().map(|state| state.progress.step);
         let folder = fit.folder.clone();
         let mut reporter = Reporter::open(&fit.folder, resumed, view)?;
+        if let (Some(uploader), Some(step), true) = (&uploader, resumed, is_ahead) {
+            uploader.offer(step)?;
+        }
         let device = fit.device.clone();
-        let result = device::guard(&device, || fit.run(model, state, until, &mut reporter));
+        let result = device::guard(&device, || {
+            fit.run(model, state, until, &mut reporter, uploader.as_ref())
+        });
         let ended = reporter.end(&result);
         if let Err(error) = crate::report::page::write(&folder, None) {
             note(format!("the report could not be written: {error:#}"));
         }
+        let uploaded = uploader.map_or(Ok(()), |uploader| {
+            let outcome = result.as_ref().ok();
+            uploader.finish(
+                outcome.map_or(0, |outcome| outcome.step),
+                outcome.is_some_and(|outcome| !outcome.interrupted),
+            )
+        });
+        // What ended the training is told first.
+        if let (Err(_), Err(error)) = (&result, &uploaded) {
+            note(format!("{error:#}"));
+        }
         let outcome = result?;
         ended?;
+        uploaded?;
         Ok(outcome)
     }
 
@@ -472,6 +508,28 @@ impl Prepared {
     /// As [`find_lr::sweep`].
     pub fn find_lr(self, n_steps: usize) -> Result<Sweep> {
         find_lr::sweep(&self.fit, self.model, n_steps)
+    }
+}
+
+/// Takes the record of the weights that were kept. When they are gone, the next evaluation's are kept, whatever its loss.
+fn take_kept(fit: &mut Fit, state: &mut State) {
+    let there = [run::MODEL_FILE, run::ADAPTER_FILE]
+        .iter()
+        .any(|name| fit.folder.join(name).is_file());
+    match run::read_record(&fit.folder) {
+        Ok(record) if there => {
+            // The same base may lie elsewhere by now.
+            let base = fit.record.base.clone();
+            fit.record = Record { base, ..record };
+        }
+        _ if state.progress.kept_step.is_some() => {
+            note(format!(
+                "the best weights are not in {} any more: the next evaluation's are kept",
+                fit.folder.display()
+            ));
+            (state.progress.kept_step, state.progress.kept_loss) = (None, None);
+        }
+        _ => {}
     }
 }
 
@@ -526,6 +584,7 @@ fn remove_unfinished(folder: &Path) -> Result<()> {
                 .with_context(|| format!("cannot remove {}", entry.path().display()))?;
         }
     }
+    mirror::tidy(folder)?;
     Checkpoints::of(folder).tidy()
 }
 

@@ -7,11 +7,10 @@ use super::{
     config::Config,
     data::Rows,
     fit::Fit,
-    manifest::Origin,
     optim::LearningRates,
     steps::n_steps,
 };
-use crate::{output::note, run::CONFIG_FILE};
+use crate::{manifest::Origin, output::note, run::CONFIG_FILE};
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_core::spec::ModelSpec;
 use sha2::{Digest, Sha256};
@@ -19,12 +18,13 @@ use std::{collections::BTreeMap, path::Path};
 
 /// Keys that may change: where things lie, how long a run goes on, what is shown. The rows themselves are compared by
 /// their content, and the base by its sum.
-const FREE: [&str; 17] = [
+const FREE: [&str; 18] = [
     "base",
     "data.train",
     "data.valid",
     "device",
     "name",
+    "remote",
     "runs_dir",
     "samples",
     "threads",

@@ -5,6 +5,7 @@
     reason = "a test that cannot set itself up has failed"
 )]
 
+pub(crate) mod s3;
 pub(crate) mod server;
 
 use fledgling_core::{
@@ -61,6 +62,10 @@ impl Place {
             "HTTPS_PROXY",
             "ALL_PROXY",
             "all_proxy",
+            "AWS_ACCESS_KEY_ID",
+            "AWS_SECRET_ACCESS_KEY",
+            "AWS_SESSION_TOKEN",
+            "AWS_ENDPOINT_URL",
         ] {
             command.env_remove(name);
         }

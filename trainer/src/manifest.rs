@@ -80,23 +80,34 @@ impl Manifest {
         write_whole(&folder.join(MANIFEST_FILE), text.as_bytes())
     }
 
-    /// Reads the manifest of `folder` and holds every file to it.
+    /// Reads the bytes of a manifest.
     ///
     /// # Errors
-    /// The file that is missing, or is not what it was when it was written, with both sums.
-    pub fn verify(folder: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(folder.join(MANIFEST_FILE))
-            .with_context(|| format!("{MANIFEST_FILE} cannot be read"))?;
+    /// When it is broken, of another version, or names files outside its folder.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
         let manifest: Self =
-            serde_json::from_str(&text).with_context(|| format!("{MANIFEST_FILE} is broken"))?;
+            serde_json::from_slice(bytes).with_context(|| format!("{MANIFEST_FILE} is broken"))?;
         ensure!(
             manifest.format == FORMAT,
             "format {} was written by another version of fledgling, this one reads {FORMAT}",
             manifest.format
         );
-        for (name, expected) in &manifest.files {
+        for name in manifest.files.keys() {
             let plain = Path::new(name).components().count() == 1 && !name.starts_with('.');
             ensure!(plain, "{MANIFEST_FILE} names a file {name:?} outside");
+        }
+        Ok(manifest)
+    }
+
+    /// Reads the manifest of `folder` and holds every file to it.
+    ///
+    /// # Errors
+    /// The file that is missing, or is not what it was when it was written, with both sums.
+    pub fn verify(folder: &Path) -> Result<Self> {
+        let bytes = std::fs::read(folder.join(MANIFEST_FILE))
+            .with_context(|| format!("{MANIFEST_FILE} cannot be read"))?;
+        let manifest = Self::parse(&bytes)?;
+        for (name, expected) in &manifest.files {
             let found =
                 FileSum::of(&folder.join(name)).with_context(|| format!("{name} is missing"))?;
             ensure!(

@@ -1,0 +1,55 @@
+//! In a build without the feature `cloud`: every URL is an error that names it.
+
+use super::{Listing, Object};
+use anyhow::{Result, bail};
+use bytes::Bytes;
+use std::path::{Path, PathBuf};
+
+/// A place in an object store, of which there are none in this build.
+#[derive(Debug, Clone)]
+pub enum Remote {}
+
+#[expect(
+    clippy::missing_errors_doc,
+    reason = "the same functions as of a build with the feature, none of which can be called"
+)]
+impl Remote {
+    /// # Errors
+    /// Always.
+    pub fn open(url: &str) -> Result<Self> {
+        bail!("{url}: this build has no object stores: build with the feature `cloud`, or name a local file")
+    }
+    pub fn below(&self, _name: &str) -> Self {
+        match *self {}
+    }
+    pub fn url(&self) -> &str {
+        match *self {}
+    }
+    pub fn local_path(&self) -> Option<PathBuf> {
+        match *self {}
+    }
+    pub fn list(&self) -> Result<Listing> {
+        match *self {}
+    }
+    pub fn head(&self) -> Result<Option<Object>> {
+        match *self {}
+    }
+    pub fn read(&self) -> Result<Option<Bytes>> {
+        match *self {}
+    }
+    pub fn write(&self, _bytes: Bytes) -> Result<()> {
+        match *self {}
+    }
+    pub fn upload(&self, _path: &Path) -> Result<()> {
+        match *self {}
+    }
+    pub fn download(&self, _target: &Path) -> Result<()> {
+        match *self {}
+    }
+    pub fn remove(&self) -> Result<()> {
+        match *self {}
+    }
+    pub fn remove_all(&self, _first: &str) -> Result<()> {
+        match *self {}
+    }
+}
