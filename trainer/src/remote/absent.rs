@@ -17,7 +17,9 @@ impl Remote {
     /// # Errors
     /// Always.
     pub fn open(url: &str) -> Result<Self> {
-        bail!("{url}: this build has no object stores: build with the feature `cloud`, or name a local file")
+        bail!(
+            "{url}: this build has no object stores: build with the feature `cloud`, or name a local file"
+        )
     }
     pub fn below(&self, _name: &str) -> Self {
         match *self {}

@@ -3,7 +3,7 @@
 //! Credentials are those of the environment, as each cloud's own tools read them. Bytes are streamed: an upload holds
 //! [`N_PARTS_AT_ONCE`] parts, a download one. An object is there whole or not at all, in every store.
 
-use super::{Object, Listing};
+use super::{Listing, Object};
 use crate::{
     files::{Staged, check_free_space, explain_write},
     output::byte_bar,
@@ -232,7 +232,10 @@ impl Remote {
             let mut upload = started.map_err(|error| self.explain(&error))?;
             let sent = self.send_parts(upload.as_mut(), file, len_bytes).await;
             let done = match sent.with_context(cannot) {
-                Ok(Ok(())) => upload.complete().await.map_err(|error| self.explain(&error)),
+                Ok(Ok(())) => upload
+                    .complete()
+                    .await
+                    .map_err(|error| self.explain(&error)),
                 Ok(Err(error)) => Err(self.explain(&error)),
                 Err(error) => Err(error),
             };
@@ -285,7 +288,10 @@ impl Remote {
             .with_context(|| format!("{}: there is no such object", self.url))?;
         check_free_space(target, found.len_bytes)?;
         let mut staged = Staged::create(target, true)?;
-        let bar = byte_bar(self.key.filename().unwrap_or_default(), Some(found.len_bytes));
+        let bar = byte_bar(
+            self.key.filename().unwrap_or_default(),
+            Some(found.len_bytes),
+        );
         let (mut done, mut fruitless) = (0, 0);
         while done < found.len_bytes {
             bar.set_position(done);
@@ -363,14 +369,23 @@ impl Remote {
     fn explain(&self, error: &object_store::Error) -> Error {
         let text = short(&error.to_string());
         let (url, credentials) = (&self.url, self.kind.credentials());
-        let metadata = ["169.254.169.254", "169.254.170.2", "metadata.google", "metadata server"];
-        if metadata.iter().any(|host| text.contains(host)) {
+        // Where a machine asks for its role, on the clouds.
+        let metadata = [
+            "/latest/api/token",
+            "/latest/meta-data/",
+            "169.254.169.254",
+            "169.254.170.2",
+            "metadata.google",
+        ];
+        if metadata.iter().any(|part| text.contains(part)) {
             return anyhow!("{url}: no credentials: {credentials} ({text})");
         }
+        if text.contains("NoSuchBucket") {
+            return anyhow!(
+                "{url}: there is no such bucket: make it, or check its name and region ({text})"
+            );
+        }
         match error {
-            object_store::Error::NotFound { .. } if text.contains("NoSuchBucket") => {
-                anyhow!("{url}: there is no such bucket: make it, or check its name and region ({text})")
-            }
             object_store::Error::NotFound { .. } => anyhow!("{url}: not found ({text})"),
             object_store::Error::PermissionDenied { .. }
             | object_store::Error::Unauthenticated { .. } => {
@@ -382,7 +397,9 @@ impl Remote {
                 .iter()
                 .any(|part| text.contains(part)) =>
             {
-                anyhow!("{url}: the object store cannot be reached: check the network, and the address where it is not the cloud's own (AWS_ENDPOINT_URL) ({text})")
+                anyhow!(
+                    "{url}: the object store cannot be reached: check the network, and the address where it is not the cloud's own (AWS_ENDPOINT_URL) ({text})"
+                )
             }
             _ => anyhow!("{url}: {text}"),
         }

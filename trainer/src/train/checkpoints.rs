@@ -88,7 +88,9 @@ impl Checkpoints {
             .place(step, |new| {
                 fill(new).and_then(|()| Manifest::write(new, step, origin))
             })
-            .with_context(|| format!("cannot write the checkpoint {}", self.path(step).display()))?;
+            .with_context(|| {
+                format!("cannot write the checkpoint {}", self.path(step).display())
+            })?;
         self.prune(keep_last)?;
         Ok(target)
     }
@@ -97,21 +99,13 @@ impl Checkpoints {
     ///
     /// # Errors
     /// Those of `fill`; when the disk is full or may not be written.
-    pub fn adopt(
-        &self,
-        step: u64,
-        fill: impl FnOnce(&Path) -> Result<Manifest>,
-    ) -> Result<Whole> {
+    pub fn adopt(&self, step: u64, fill: impl FnOnce(&Path) -> Result<Manifest>) -> Result<Whole> {
         let (path, manifest) = self.place(step, fill)?;
         Ok(Whole { path, manifest })
     }
 
     /// Fills a folder beside the place of `step`, and gives it its name when it is whole.
-    fn place<T>(
-        &self,
-        step: u64,
-        fill: impl FnOnce(&Path) -> Result<T>,
-    ) -> Result<(PathBuf, T)> {
+    fn place<T>(&self, step: u64, fill: impl FnOnce(&Path) -> Result<T>) -> Result<(PathBuf, T)> {
         let target = self.path(step);
         let cannot = || format!("cannot write {}", target.display());
         let new = self.folder.join(format!(".step-{step}.new"));

@@ -1,8 +1,8 @@
 //! One TOML file describes a run; `--set section.key=value` overrides a key. Unknown keys are refused with the nearest
 //! known one, numbers are checked against their ranges, and the resolved file is saved with the run.
 
-use super::{device::Choice, mirror::Mirror};
 pub use super::shape::{FamilyName, ModelConfig};
+use super::{device::Choice, mirror::Mirror};
 use crate::{export::Quant, run::LoraSize};
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_core::quant::DType;

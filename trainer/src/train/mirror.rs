@@ -348,9 +348,8 @@ impl Uploader {
     /// # Errors
     /// When the last upload failed.
     pub fn finish(self, step: u64, patient: bool) -> Result<()> {
-        let _graceful = patient.then(|| {
-            Graceful::with(|| note("still uploading; Ctrl-C again leaves without it"))
-        });
+        let _graceful = patient
+            .then(|| Graceful::with(|| note("still uploading; Ctrl-C again leaves without it")));
         let url = self.mirror.url().to_owned();
         self.queue.state().closing = true;
         self.queue.changed.notify_all();
@@ -365,6 +364,8 @@ impl Uploader {
             (Ok(()), Some(error)) => Err(anyhow::anyhow!(error)),
             (Ok(()), None) => with_patience(&self.mirror, &job, &self.queue),
         };
+        drop(job);
+        tidy(&self.folder)?;
         uploaded.with_context(|| {
             format!(
                 "the last upload to {url} failed: what was trained is in {}, and the same command with --resume uploads it",

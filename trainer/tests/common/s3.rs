@@ -48,7 +48,10 @@ impl S3 {
             ("AWS_ACCESS_KEY_ID", "nobody".to_owned()),
             ("AWS_SECRET_ACCESS_KEY", "nothing".to_owned()),
             ("AWS_REGION", "us-east-1".to_owned()),
-            ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.port)),
+            (
+                "AWS_ENDPOINT_URL",
+                format!("http://127.0.0.1:{}", self.port),
+            ),
         ]
     }
 
@@ -74,8 +77,9 @@ impl S3 {
 
     fn ask(&self, method: &str, path: &str, body: &[u8]) -> (u16, String) {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).unwrap();
+        // moto looks for a signature, not at it.
         let head = format!(
-            "{method} /{BUCKET}{path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            "{method} /{BUCKET}{path} HTTP/1.1\r\nAuthorization: AWS4-HMAC-SHA256 Credential=nobody/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0\r\nHost: 127.0.0.1:{}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
             self.port,
             body.len()
         );
@@ -96,8 +100,9 @@ impl Drop for S3 {
 }
 
 fn between(text: &str, tag: &str) -> Vec<String> {
-    let parts = text.split(&format!("<{tag}>")).skip(1);
-    parts
+    let tag = format!("<{tag}>");
+    text.split(&tag)
+        .skip(1)
         .filter_map(|part| Some(part.split_once("</")?.0.to_owned()))
         .collect()
 }
