@@ -9,6 +9,9 @@ use xshell::{Shell, cmd};
 /// wasm-pack's version. It only drives cargo, wasm-bindgen and wasm-opt.
 const WASM_PACK: &str = "0.15.1";
 
+/// moto's version. Its server is the S3 that the tests of object stores talk to.
+const MOTO: &str = "5.2.1";
+
 /// Everything that `test` and `quickstart` need.
 pub(crate) fn all(sh: &Shell) -> Result<()> {
     wasm(sh)?;
@@ -16,6 +19,7 @@ pub(crate) fn all(sh: &Shell) -> Result<()> {
     nextest(sh)?;
     chromium(sh)?;
     vulkan(sh)?;
+    s3(sh)?;
     println!("setup: all there");
     Ok(())
 }
@@ -168,6 +172,37 @@ pub(crate) fn vulkan(sh: &Shell) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// A local S3 for the tests of object stores: moto's server, in a Python environment of its own where PATH has none.
+pub(crate) fn s3(sh: &Shell) -> Result<()> {
+    let server = "moto_server";
+    if works(sh, Path::new(server)) {
+        return Ok(());
+    }
+    let root = paths::tools().join(format!("moto-{MOTO}"));
+    let bin = root.join(if cfg!(windows) { "Scripts" } else { "bin" });
+    if !works(sh, &bin.join(server)) {
+        println!("setup: installing moto {MOTO} (pip, a minute once)");
+        let python = if cfg!(windows) { "python" } else { "python3" };
+        let (pip, moto) = (bin.join("pip"), format!("moto[server]=={MOTO}"));
+        cmd!(sh, "{python} -m venv {root}").run().context(
+            "the tests need Python 3 with venv: please install it (Debian: `sudo apt-get install python3-venv`)",
+        )?;
+        cmd!(sh, "{pip} install --quiet {moto}")
+            .run()
+            .with_context(|| format!("pip could not install {moto}"))?;
+    }
+    put_on_path(sh, &bin)
+}
+
+fn works(sh: &Shell, program: &Path) -> bool {
+    cmd!(sh, "{program} --help")
+        .quiet()
+        .ignore_stdout()
+        .ignore_stderr()
+        .run()
+        .is_ok()
 }
 
 /// The driver file of lavapipe.
