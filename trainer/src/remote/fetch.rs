@@ -26,8 +26,9 @@ const MARKS: [&str; 3] = [MANIFEST_FILE, "config.json", RECORD_FILE];
 /// # Errors
 /// When there is no such thing, or the store cannot be read.
 pub fn local_copy(url: &str) -> Result<PathBuf> {
+    let is_one = |which: &str| ["best", "last"].contains(&which) || which.starts_with("step-");
     let (url, which) = match url.rsplit_once('@') {
-        Some((run, which)) if !which.contains('/') => (run, Some(which)),
+        Some((run, which)) if is_one(which) => (run, Some(which)),
         _ => (url, None),
     };
     let remote = Remote::open(url)?;

@@ -23,7 +23,7 @@ use crate::{
         MODEL_FILE, RECORD_FILE, read_record,
     },
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -130,10 +130,14 @@ impl Mirror {
                 continue;
             }
             note(format!("fetching the checkpoint {}", place.url()));
-            let fetched = checkpoints.adopt(step, |target| folder::download(&place, target));
+            // What goes with it comes first: the checkpoint gets its name when nothing is missing any more.
+            let fetched = checkpoints.adopt(step, |target| {
+                let manifest = folder::download(&place, target)?;
+                self.fetch_beside(folder)?;
+                Ok(manifest)
+            });
             match fetched {
                 Ok(_) => {
-                    self.fetch_beside(folder)?;
                     note(format!("the run goes on from {}", place.url()));
                     return Ok(false);
                 }
@@ -175,8 +179,10 @@ impl Mirror {
         };
         let staged = folder.join(UPLOAD_DIR).join(BEST_DIR);
         let _unfinished = Unfinished::new(&staged);
-        folder::download(&place, &staged)
-            .with_context(|| format!("{}: remove it, or put it back from a copy", place.url()))?;
+        // As text: it is not the checkpoint that is damaged.
+        folder::download(&place, &staged).map_err(|error| {
+            anyhow!("the best weights: {error:#}; remove them there, or put them back from a copy")
+        })?;
         for name in BEST_FILES {
             let from = staged.join(name);
             if from.is_file() {
@@ -360,8 +366,8 @@ impl Uploader {
         let ended = self.thread.join();
         let failed = self.queue.state().failed.take();
         let uploaded = match (ended, failed) {
-            (Err(_), _) => Err(anyhow::anyhow!("the thread of uploads panicked")),
-            (Ok(()), Some(error)) => Err(anyhow::anyhow!(error)),
+            (Err(_), _) => Err(anyhow!("the thread of uploads panicked")),
+            (Ok(()), Some(error)) => Err(anyhow!(error)),
             (Ok(()), None) => with_patience(&self.mirror, &job, &self.queue),
         };
         drop(job);
