@@ -4,7 +4,9 @@
 //! the instruction set: blocks have fixed sizes, and every sum has a fixed order, of fused multiply-adds.
 
 pub mod gemm;
+mod huge_pages;
 mod wide;
 
 pub use gemm::{Isa, Operand, Strided, gemm};
+pub use huge_pages::HugePages;
 pub use wide::wide;
