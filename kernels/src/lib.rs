@@ -6,7 +6,9 @@
 pub mod gemm;
 mod huge_pages;
 mod wide;
+mod zeros;
 
 pub use gemm::{Isa, Operand, Strided, gemm};
 pub use huge_pages::HugePages;
 pub use wide::wide;
+pub use zeros::zeros;

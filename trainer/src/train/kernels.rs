@@ -13,7 +13,7 @@ use fledgling_core::spec::Pairing;
 use fledgling_kernels::{
     Strided,
     gemm::{Start, gemm, gemm_serial},
-    wide,
+    wide, zeros,
 };
 use rayon::prelude::*;
 use std::{ops::Range, sync::Arc};
@@ -114,7 +114,7 @@ fn sum_rows(n_rows: usize, width: usize, add: impl Fn(usize, &mut [f32]) + Sync)
 /// RMSNorm. x [N, C], gamma [C]
 pub fn rms_norm(x: &[f32], gamma: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
-    let mut y = vec![0.0; x.len()];
+    let mut y = zeros(x.len());
     let row = |(y, x): (&mut [f32], &[f32])| {
         wide(
             #[inline(always)]
@@ -138,7 +138,7 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 /// dx [N, C] of RMSNorm.
 pub fn rms_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
-    let mut dx = vec![0.0; x.len()];
+    let mut dx = zeros(x.len());
     dx.par_chunks_mut(c)
         .zip(x.par_chunks(c))
         .zip(dy.par_chunks(c))
@@ -180,7 +180,7 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 /// LayerNorm. x [N, C], gamma and beta [C]
 pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
-    let mut y = vec![0.0; x.len()];
+    let mut y = zeros(x.len());
     let row = |(y, x): (&mut [f32], &[f32])| {
         wide(
             #[inline(always)]
@@ -199,7 +199,7 @@ pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Vec<f32> 
 /// dx [N, C] of LayerNorm.
 pub fn layer_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
-    let mut dx = vec![0.0; x.len()];
+    let mut dx = zeros(x.len());
     dx.par_chunks_mut(c)
         .zip(x.par_chunks(c))
         .zip(dy.par_chunks(c))
@@ -243,7 +243,7 @@ const ELEMENTS: usize = 4096;
 
 /// `silu(gate) * up`.
 pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
-    let mut y = vec![0.0; gate.len()];
+    let mut y = zeros(gate.len());
     y.par_chunks_mut(ELEMENTS)
         .zip(gate.par_chunks(ELEMENTS))
         .zip(up.par_chunks(ELEMENTS))
@@ -262,7 +262,7 @@ pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
 
 /// dgate and dup of [`swiglu`].
 pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
-    let (mut d_gate, mut d_up) = (vec![0.0; gate.len()], vec![0.0; gate.len()]);
+    let (mut d_gate, mut d_up) = (zeros(gate.len()), zeros(gate.len()));
     let inputs = gate
         .par_chunks(ELEMENTS)
         .zip(up.par_chunks(ELEMENTS))
@@ -288,7 +288,7 @@ pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f
 
 /// The tanh form of GELU, which is `x · sigmoid(2 u)`.
 pub fn gelu(x: &[f32]) -> Vec<f32> {
-    let mut y = vec![0.0; x.len()];
+    let mut y = zeros(x.len());
     y.par_chunks_mut(ELEMENTS)
         .zip(x.par_chunks(ELEMENTS))
         .for_each(|(y, x)| {
@@ -306,7 +306,7 @@ pub fn gelu(x: &[f32]) -> Vec<f32> {
 
 /// dx of [`gelu`].
 pub fn gelu_backward(x: &[f32], dy: &[f32]) -> Vec<f32> {
-    let mut dx = vec![0.0; x.len()];
+    let mut dx = zeros(x.len());
     dx.par_chunks_mut(ELEMENTS)
         .zip(x.par_chunks(ELEMENTS))
         .zip(dy.par_chunks(ELEMENTS))
@@ -603,7 +603,7 @@ pub struct Product {
 impl Product {
     /// The product of rows plus one row for all. [n]
     pub fn forward_plus(&self, a: &[f32], b: &[f32], row: &[f32]) -> Vec<f32> {
-        let mut c = vec![0.0; self.m * self.n];
+        let mut c = zeros(self.m * self.n);
         let a = strided(a, self.m, self.k, !self.a_transposed);
         let b = strided(b, self.n, self.k, self.b_transposed);
         gemm(self.m, self.n, self.k, &a, &b, Start::Row(row), &mut c);
@@ -612,7 +612,7 @@ impl Product {
 
     /// The product.
     pub fn forward(&self, a: &[f32], b: &[f32]) -> Vec<f32> {
-        let mut c = vec![0.0; self.m * self.n];
+        let mut c = zeros(self.m * self.n);
         let a = strided(a, self.m, self.k, !self.a_transposed);
         let b = strided(b, self.n, self.k, self.b_transposed);
         gemm(self.m, self.n, self.k, &a, &b, Start::Zero, &mut c);
@@ -622,7 +622,7 @@ impl Product {
     /// Gradient of A as it is stored, from that of the product.
     pub fn da(&self, b: &[f32], dc: &[f32]) -> Vec<f32> {
         let (m, n, k) = (self.m, self.n, self.k);
-        let mut da = vec![0.0; m * k];
+        let mut da = zeros(m * k);
         let (dc, b) = (Strided::rows(dc, n), strided(b, k, n, !self.b_transposed));
         if self.a_transposed {
             gemm(k, m, n, &b, &dc, Start::Zero, &mut da);
@@ -635,7 +635,7 @@ impl Product {
     /// Gradient of B as it is stored, from that of the product.
     pub fn db(&self, a: &[f32], dc: &[f32]) -> Vec<f32> {
         let (m, n, k) = (self.m, self.n, self.k);
-        let mut db = vec![0.0; k * n];
+        let mut db = zeros(k * n);
         let (dc, a) = (Strided::columns(dc, n), strided(a, k, m, self.a_transposed));
         if self.b_transposed {
             gemm(n, k, m, &dc, &a, Start::Zero, &mut db);
@@ -697,7 +697,7 @@ fn attend([q, k, v]: [Beside; 3], heads: &Heads) -> Vec<f32> {
     };
     let parts: Vec<_> = heads.jobs().map(one).collect();
     let (width, _) = heads.widths();
-    let mut out = vec![0.0; heads.n_rows * t * width];
+    let mut out = zeros(heads.n_rows * t * width);
     let head =
         |row: usize, head: usize| &parts[row * heads.n_kv_head + head / group][head % group][..];
     heads.put(heads.n_head, head, &mut out, (width, 0));
@@ -735,7 +735,7 @@ pub fn attention_backward(
         Beside::all(v, kv_width),
     ];
     let gradients = attend_backward(parts, dy, heads);
-    let mut out = [vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; v.len()]];
+    let mut out = [zeros(q.len()), zeros(k.len()), zeros(v.len())];
     let [dq, dk, dv] = &mut out;
     gradients.put_q(heads, dq, (q_width, 0));
     gradients.put_k(heads, dk, (kv_width, 0));
@@ -748,7 +748,7 @@ pub fn attention_qkv_backward(qkv: &[f32], dy: &[f32], heads: &Heads) -> Vec<f32
     let (q_width, kv_width) = heads.widths();
     let width = q_width + 2 * kv_width;
     let gradients = attend_backward(heads.parts(qkv), dy, heads);
-    let mut out = vec![0.0; qkv.len()];
+    let mut out = zeros(qkv.len());
     gradients.put_q(heads, &mut out, (width, 0));
     gradients.put_k(heads, &mut out, (width, q_width));
     gradients.put_v(heads, &mut out, (width, q_width + kv_width));

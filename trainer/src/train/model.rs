@@ -482,6 +482,11 @@ impl Transformer {
         &self.spec
     }
 
+    /// Where it computes.
+    pub fn device(&self) -> Device {
+        self.output_norm.gamma.val().device()
+    }
+
     /// The output matrix: the token embedding's where it is tied. [V, C]
     pub fn head(&self) -> Head {
         let (weight, frozen) = match &self.output {
@@ -527,7 +532,7 @@ impl Transformer {
 
     /// What enters the first block. -> [N, C]
     pub(super) fn embed(&self, batch: &Batch) -> Tensor<2> {
-        let device = self.output_norm.gamma.val().device();
+        let device = self.device();
         let x = self.token_embd.select(&batch.tokens, &device);
         let Some(positions) = &self.position_embd else {
             return x;
