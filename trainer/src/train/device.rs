@@ -408,16 +408,6 @@ pub fn is_cpu(device: &Device) -> bool {
     *device == Device::flex()
 }
 
-/// Runs `f` within the thread pool where the CPU computes, so that not every kernel has to wake it up. A GPU's work stays
-/// on the thread that it began on: `CubeCL` has a stream for each.
-pub fn in_pool<R: Send>(device: &Device, f: impl FnOnce() -> R + Send) -> R {
-    if is_cpu(&device.clone().inner()) {
-        rayon::scope(|_| f())
-    } else {
-        f()
-    }
-}
-
 /// The device that `choice` means. A GPU that has not been tested is, first; `trust` takes it whatever the test says.
 ///
 /// # Errors

@@ -140,16 +140,16 @@ impl Frozen {
         &self,
         row: usize,
         columns: Range<usize>,
+        scratch: &mut [f32; PART_LEN],
         mut each: impl FnMut(Range<usize>, &[f32]),
     ) {
         let (len, row_bytes) = (self.dtype.block_len(), self.bytes.len() / self.n_out);
         let block_bytes = row_bytes / (self.n_in / len);
-        let mut values = [0.0; PART_LEN];
         let blocks = columns.start / len..columns.end.div_ceil(len);
         for first in blocks.clone().step_by(PART_LEN / len) {
             let last = (first + PART_LEN / len).min(blocks.end);
             let bytes = &self.bytes[row * row_bytes..][first * block_bytes..last * block_bytes];
-            let values = &mut values[..(last - first) * len];
+            let values = &mut scratch[..(last - first) * len];
             quant::dequantize(self.dtype, bytes, values);
             let wanted = columns.start.max(first * len)..columns.end.min(last * len);
             each(
@@ -168,12 +168,14 @@ impl Operand for Rows<'_> {
         if lanes.len() < width {
             panel.fill(0.0);
         }
+        let mut scratch = [0.0; PART_LEN];
         for (lane, row) in lanes.enumerate() {
-            self.0.part_of_row(row, depth.clone(), |places, values| {
-                for (p, value) in places.zip(values) {
-                    panel[p * width + lane] = *value;
-                }
-            });
+            self.0
+                .part_of_row(row, depth.clone(), &mut scratch, |places, values| {
+                    for (p, value) in places.zip(values) {
+                        panel[p * width + lane] = *value;
+                    }
+                });
         }
     }
 }
@@ -183,11 +185,13 @@ struct Columns<'a>(&'a Frozen);
 
 impl Operand for Columns<'_> {
     fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
+        let mut scratch = [0.0; PART_LEN];
         for (row, out) in depth.zip(panel.chunks_exact_mut(width)) {
             out[lanes.len()..].fill(0.0);
-            self.0.part_of_row(row, lanes.clone(), |places, values| {
-                out[places].copy_from_slice(values);
-            });
+            self.0
+                .part_of_row(row, lanes.clone(), &mut scratch, |places, values| {
+                    out[places].copy_from_slice(values);
+                });
         }
     }
 }

@@ -26,24 +26,20 @@ pub fn logits(model: &Transformer, batch: &Batch) -> Tensor<2> {
 
 /// Sum of the cross-entropies at the counted positions (nats), without gradients.
 pub fn loss_sum(model: &Transformer, batch: &Batch) -> f64 {
-    device::in_pool(&model.device(), || {
-        let hidden = model.hidden(batch).inner();
-        let head = model.head();
-        let losses = chunks(batch).map(|chunk| chunk_loss(&hidden, &head, batch, chunk, 1.0).0);
-        total(losses.collect())
-    })
+    let hidden = model.hidden(batch).inner();
+    let head = model.head();
+    let losses = chunks(batch).map(|chunk| chunk_loss(&hidden, &head, batch, chunk, 1.0).0);
+    total(losses.collect())
 }
 
 /// Sum of the cross-entropies, and the gradients of `scale` times that sum.
 pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f64, Gradients) {
-    device::in_pool(&model.device(), || {
-        let hidden = model.hidden(batch); // [M, C]
-        let head = head_gradients(model, &hidden.clone().inner(), batch, scale);
-        let surrogate = (hidden * Tensor::from_inner(head.d_hidden)).sum();
-        let mut gradients = take_gradients(model, surrogate.backward());
-        add_head(&mut gradients, model, head.d_head);
-        (total(head.losses), gradients)
-    })
+    let hidden = model.hidden(batch); // [M, C]
+    let head = head_gradients(model, &hidden.clone().inner(), batch, scale);
+    let surrogate = (hidden * Tensor::from_inner(head.d_hidden)).sum();
+    let mut gradients = take_gradients(model, surrogate.backward());
+    add_head(&mut gradients, model, head.d_head);
+    (total(head.losses), gradients)
 }
 
 /// What the output matrix gives.

@@ -5,18 +5,17 @@
 //! first. Each sum has the same terms in the same order as without, so the gradients have the same bits.
 
 use super::{
-    device::in_pool,
     loss::{Gradients, add_head, head_gradients, total},
     model::{Batch, Transformer, take_gradients},
 };
 use burn::{module::Module, tensor::Tensor};
 
 /// As [`super::loss::loss_and_gradients`], with the memory of one block's activations.
+#[expect(
+    clippy::missing_panics_doc,
+    reason = "the input of a block that is asked for a gradient has one"
+)]
 pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f64, Gradients) {
-    in_pool(&model.device(), || block_by_block(model, batch, scale))
-}
-
-fn block_by_block(model: &Transformer, batch: &Batch, scale: f64) -> (f64, Gradients) {
     // Without autodiff: a forward pass that no backward pass follows would keep its activations.
     let plain = model.valid();
     let heads = model.heads(batch);
