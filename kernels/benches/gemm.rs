@@ -1,10 +1,5 @@
 //! Matrix products of a training step: GFLOP/s on the threads of `RAYON_NUM_THREADS`.
 
-#![expect(
-    missing_docs,
-    reason = "criterion's macros make undocumented functions"
-)]
-
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use fledgling_kernels::gemm::{Start, Strided, gemm};
 
@@ -31,7 +26,7 @@ fn products(criterion: &mut Criterion) {
                     &Strided::rows(&b, k),
                     Start::Zero,
                     &mut c,
-                )
+                );
             });
         });
         group.bench_function(id("dy·w"), |bencher| {
@@ -44,7 +39,7 @@ fn products(criterion: &mut Criterion) {
                     &Strided::columns(&b, n),
                     Start::Zero,
                     &mut c,
-                )
+                );
             });
         });
         group.bench_function(id("dyᵀ·x"), |bencher| {
@@ -57,7 +52,7 @@ fn products(criterion: &mut Criterion) {
                     &Strided::columns(&b, n),
                     Start::Zero,
                     &mut c,
-                )
+                );
             });
         });
     }

@@ -106,6 +106,7 @@ fn instruction_sets_and_threads_do_not_change_a_bit() {
 #[test]
 fn rows_of_c_may_be_apart() {
     let (a, b) = (values(5 * 7, 1), values(7 * 3, 2));
+    let nine = 9.0_f32.to_bits();
     let mut close = vec![0.0; 5 * 3];
     // Two rows more than the product has.
     let mut apart = vec![9.0; 6 * 10 + 3];
@@ -119,8 +120,8 @@ fn rows_of_c_may_be_apart() {
                 .iter()
                 .skip(3)
                 .take(7)
-                .all(|&value| value == 9.0)
+                .all(|value| value.to_bits() == nine)
         );
     }
-    assert!(apart[5 * 10..].iter().all(|&value| value == 9.0));
+    assert!(apart[5 * 10..].iter().all(|value| value.to_bits() == nine));
 }
