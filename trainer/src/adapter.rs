@@ -1,6 +1,6 @@
 //! A LoRA as PEFT keeps it: a folder with `adapter_model.safetensors` and `adapter_config.json`, ours or anybody's.
 //!
-//! A run's folder of mode `lora` is such a folder. What PEFT can do beyond additions to matrices (DoRA, trained biases,
+//! A run's folder of mode `lora` is such a folder. What PEFT can do beyond additions to matrices (`DoRA`, trained biases,
 //! whole modules, additions to the embedding) is refused by name, because merging without it would give another model.
 
 use crate::{

@@ -43,7 +43,7 @@ pub const MODEL_FILE: &str = "model.safetensors";
 pub const ADAPTER_FILE: &str = adapter::WEIGHTS_FILE;
 /// What the file of a LoRA was called before it had PEFT's name.
 const OLD_ADAPTER_FILE: &str = "adapter.safetensors";
-/// LoRAs on LoRAs that are followed: a run that names itself as its base would go on for ever.
+/// `LoRAs` on `LoRAs` that are followed: a run that names itself as its base would go on for ever.
 const MAX_BASES: usize = 16;
 
 /// Name of the folder of checkpoints.

@@ -1,6 +1,6 @@
 //! What a URL names, as a file or folder of this machine.
 //!
-//! It is downloaded once into `remote/` of Fledgling's folder, under the URL and what tells the version (length, ETag, time). A
+//! It is downloaded once into `remote/` of Fledgling's folder, under the URL and what tells the version (length, `ETag`, time). A
 //! copy is there whole or not at all; older versions go when a newer one is whole.
 
 use super::{Listing, Object, Remote, folder};
@@ -112,9 +112,10 @@ fn copy_of_folder(remote: &Remote) -> Result<PathBuf> {
     } else {
         objects.keys().try_for_each(|name| {
             let plain = Path::new(name).components().count() == 1 && !name.starts_with('.');
-            match plain {
-                true => remote.below(name).download(&new.join(name)),
-                false => Ok(()),
+            if plain {
+                remote.below(name).download(&new.join(name))
+            } else {
+                Ok(())
             }
         })
     };

@@ -127,10 +127,11 @@ impl Remote {
     }
 
     /// The place `name` (one name, or several with `/`) below this one.
+    #[must_use]
     pub fn below(&self, name: &str) -> Self {
         let key = name
             .split('/')
-            .fold(self.key.clone(), |key, part| key.join(part));
+            .fold(self.key.clone(), object_store::path::Path::join);
         Self {
             key,
             url: format!("{}/{name}", self.url),
@@ -444,7 +445,7 @@ fn store(kind: Kind, url: &str) -> Result<Arc<dyn ObjectStore>> {
             base: 2.0,
         },
         max_retries: 3,
-        retry_timeout: Duration::from_secs(60),
+        retry_timeout: Duration::from_mins(1),
     };
     // A part must get through a slow line; a host that is not there is told soon by the time-out of connecting, 5 s.
     let (timeout, limit) = (ClientConfigKey::Timeout, "300 seconds");

@@ -37,10 +37,10 @@ pub fn page(runs: &[Overview], different: &BTreeMap<String, Vec<Option<Value>>>)
     let names: Vec<_> = runs.iter().map(|run| run.name.as_str()).collect();
     let context = context! {
         title => names.join(", "),
-        runs => of(&runs),
+        runs => of(runs),
         results => side_by_side(runs),
         different,
-        plots => of(&plots(runs, &histories)),
+        plots => of(plots(runs, &histories)),
         version => env!("CARGO_PKG_VERSION"),
     };
     render(include_str!("compare.html"), context)

@@ -243,7 +243,7 @@ pub enum DecayShape {
     Linear,
     /// Along half a cosine.
     Cosine,
-    /// By the same factor each step, as MiniCPM does; needs a `min_lr_ratio` above 0.
+    /// By the same factor each step, as `MiniCPM` does; needs a `min_lr_ratio` above 0.
     Exponential,
 }
 

@@ -1,4 +1,4 @@
-//! Matrices of the base that stay in the blocks of their file: LoRA over a quantised base (Dettmers et al., "QLoRA").
+//! Matrices of the base that stay in the blocks of their file: LoRA over a quantised base (Dettmers et al., "`QLoRA`").
 //!
 //! A product with such a matrix dequantises what it packs into panels, forward and in the backward pass alike; the matrix is
 //! never there in f32 as a whole and has no gradient. The bits are those of products with the dequantised matrix.

@@ -235,7 +235,7 @@ pub struct Transformer {
     spec: ModelSpec,
 }
 
-/// What all LoRAs of a model have in common.
+/// What all `LoRAs` of a model have in common.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LoraSpec {
     /// Rank and scale.

@@ -11,10 +11,6 @@ use super::{
 use burn::{module::Module, tensor::Tensor};
 
 /// As [`super::loss::loss_and_gradients`], with the memory of one block's activations.
-#[expect(
-    clippy::missing_panics_doc,
-    reason = "the input of a block that is asked for a gradient has one"
-)]
 pub fn loss_and_gradients(model: &Transformer, batch: &Batch, scale: f64) -> (f64, Gradients) {
     // Without autodiff: a forward pass that no backward pass follows would keep its activations.
     let plain = model.valid();

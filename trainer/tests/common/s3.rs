@@ -33,7 +33,7 @@ impl S3 {
         let started = Instant::now();
         while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
             assert!(
-                started.elapsed() < Duration::from_secs(60),
+                started.elapsed() < Duration::from_mins(1),
                 "moto_server does not answer"
             );
             std::thread::sleep(Duration::from_millis(50));

@@ -1,6 +1,6 @@
 //! The learning rate of a step: a function of the config and the number of steps alone.
 //!
-//! Every schedule rises linearly in the warm-up and ends at `min_lr_ratio` of the peak. WSD (warm-up, stable, decay; MiniCPM,
+//! Every schedule rises linearly in the warm-up and ends at `min_lr_ratio` of the peak. WSD (warm-up, stable, decay; `MiniCPM`,
 //! arXiv 2404.06395) stays at the peak until the last share of the steps, so that a run can be made longer from any checkpoint
 //! before its decay.
 
