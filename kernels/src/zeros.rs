@@ -1,6 +1,6 @@
 //! Memory for results.
 
-use rayon::prelude::*;
+use crate::threads;
 
 /// Values that one task writes: a huge page.
 const TASK: usize = 1 << 19;
@@ -11,13 +11,12 @@ pub fn zeros(n: usize) -> Vec<f32> {
         return vec![0.0; n];
     }
     let mut values = Vec::with_capacity(n);
-    values.spare_capacity_mut()[..n]
-        .par_chunks_mut(TASK)
-        .for_each(|part| {
-            for value in part {
-                value.write(0.0);
-            }
-        });
+    let places = &mut values.spare_capacity_mut()[..n];
+    threads::each_part(threads::split_mut(places, TASK), |_, part| {
+        for value in part {
+            value.write(0.0);
+        }
+    });
     // SAFETY: the first `n` values were written.
     unsafe { values.set_len(n) };
     values

@@ -18,6 +18,7 @@ use fledgling::{
         dropout::{Draw, Moment},
         fit::{self, Outcome},
         frozen::Frozen,
+        lora::{LoraProduct, Tensors},
         model::{Transformer, to_vec},
         ops, prepare, start,
     },
@@ -152,14 +153,9 @@ fn a_base_can_be_quantised_for_training_and_is_counted_once() {
     assert!(outcome.valid_loss < outcome.valid_loss_before);
 }
 
-/// The draws of a layer, read off the product with the unit matrix.
+/// The draws of a layer of 16 inputs.
 fn mask(moment: Moment, layer: u64, p: f64, n: usize) -> Vec<f32> {
-    let unit = (0..16 * 16)
-        .map(|i| if i / 16 == i % 16 { 1.0 } else { 0.0 })
-        .collect();
-    let ones = matrix(vec![1.0; n * 16], [n, 16]);
-    let draw = Draw::new(&moment, layer, 16, p);
-    to_vec(ops::dropped_product(ones, matrix(unit, [16, 16]), draw).inner())
+    Draw::new(&moment, layer, 16, p).mask(n)
 }
 
 #[test]
@@ -214,34 +210,92 @@ fn draws_depend_on_seed_step_layer_and_row_and_not_on_the_batch() {
 }
 
 #[test]
-fn dropout_has_the_gradients_of_its_values() {
+fn a_layer_with_a_lora_has_the_values_and_gradients_of_its_formula() {
+    const N: usize = 8;
+    const IN: usize = 32;
+    const OUT: usize = 24;
+    const RANK: usize = 3;
     let moment = Moment {
         seed: 5,
         step: 0,
         first_row: 0,
         n_tokens: 4,
     };
-    let draw = Draw::new(&moment, 1, 16, 0.4);
-    let mask = matrix(mask(moment, 1, 0.4, 8), [8, 16]);
-    let leaves = || {
-        (
-            matrix(wave(8 * 16, 0.3), [8, 16]).require_grad(),
-            matrix(wave(3 * 16, 0.7), [3, 16]).require_grad(),
-        )
-    };
-    let gradient = matrix(wave(8 * 3, 0.9), [8, 3]);
-    let back = |y: Tensor<2>, x: &Tensor<2>, a: &Tensor<2>| {
-        let gradients = (y * gradient.clone()).sum().backward();
-        (
-            to_vec(x.grad(&gradients).unwrap()),
-            to_vec(a.grad(&gradients).unwrap()),
-        )
-    };
-    let ((x1, a1), (x2, a2)) = (leaves(), leaves());
-    let fused = back(ops::dropped_product(x1.clone(), a1.clone(), draw), &x1, &a1);
-    let plain = back((x2.clone() * mask).matmul(a2.clone().transpose()), &x2, &a2);
-    nearly(&fused.0, &plain.0);
-    nearly(&fused.1, &plain.1);
+    let weight = wave(OUT * IN, 0.11);
+    let blocks = Frozen::quantize(DType::Q8_0, &weight, [OUT, IN]);
+    let gradient = matrix(wave(N * OUT, 0.9), [N, OUT]);
+    for case in 0..16 {
+        let [drops, has_bias, is_frozen, is_merged] = [1, 2, 4, 8].map(|bit| case & bit != 0);
+        let draw = drops.then(|| Draw::new(&moment, 1, IN, 0.4));
+        let leaves = || {
+            let leaf =
+                |n: usize, c: usize, step: f32| matrix(wave(n * c, step), [n, c]).require_grad();
+            [leaf(N, IN, 0.3), leaf(RANK, IN, 0.7), leaf(OUT, RANK, 0.5)]
+        };
+        let results = |y: Tensor<2>, leaves: &[Tensor<2>; 3]| {
+            let values = to_vec(y.clone().inner());
+            let gradients = (y * gradient.clone()).sum().backward();
+            let of_leaves = leaves
+                .each_ref()
+                .map(|x| to_vec(x.grad(&gradients).unwrap()));
+            [vec![values], of_leaves.into()].concat()
+        };
+        let values = if is_frozen {
+            blocks.values()
+        } else {
+            weight.clone()
+        };
+        let bias = has_bias.then(|| {
+            Tensor::<1>::from_data(
+                TensorData::new(wave(OUT, 0.2), [OUT]),
+                &Device::flex().autodiff(),
+            )
+        });
+        let fused = {
+            let leaves = leaves();
+            let [x, a, b] = leaves.clone();
+            let product = LoraProduct {
+                matrix: is_frozen.then(|| blocks.clone()),
+                has_bias,
+                rank: RANK,
+                scale: 0.5,
+                draw,
+                is_merged,
+            };
+            let tensors = Tensors {
+                x,
+                a,
+                b,
+                weight: (!is_frozen).then(|| matrix(values.clone(), [OUT, IN])),
+                bias: None,
+            };
+            results(ops::lora_product(product, tensors, bias.clone()), &leaves)
+        };
+        let plain = {
+            let leaves = leaves();
+            let [x, a, b] = leaves.clone();
+            let mut y = x.clone().matmul(matrix(values, [OUT, IN]).transpose());
+            if let Some(bias) = bias {
+                y = y + bias.unsqueeze();
+            }
+            let x = if is_merged { x.detach() } else { x };
+            let x = match draw {
+                Some(draw) => x * matrix(draw.mask(N), [N, IN]),
+                None => x,
+            };
+            let low = x.matmul(a.transpose()).mul_scalar(0.5);
+            let addition = low.matmul(b.transpose());
+            y = if is_merged {
+                y + (addition.clone() - addition.detach())
+            } else {
+                y + addition
+            };
+            results(y, &leaves)
+        };
+        for (fused, plain) in fused.iter().zip(&plain) {
+            nearly(fused, plain);
+        }
+    }
 }
 
 #[test]

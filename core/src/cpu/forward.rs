@@ -6,11 +6,11 @@
 use super::{
     kernels::{Activations, Kernels, Scratch},
     math::rope_row,
-    pool::{Columns, Pool},
     session::Session,
     weights::{Layer, Linear, NormWeights, Weights},
 };
 use crate::spec::{Mlp, ModelSpec, Norm, Pairing, Position};
+use fledgling_pool::{Columns, Pool};
 use std::ops::Range;
 
 /// Rows of a matrix that a piece of work is a multiple of: the widest step of any instruction set.

@@ -2,7 +2,8 @@
 //!
 //! [`super::scalar`] is the oracle; every other table gives the same bits (tested function by function).
 
-use super::{Isa, KvDType, pool::Columns, weights::Matrix};
+use super::{Isa, KvDType, weights::Matrix};
+use fledgling_pool::Columns;
 use half::f16;
 use std::ops::Range;
 

@@ -9,7 +9,6 @@ mod avx2;
 mod forward;
 mod kernels;
 pub mod math;
-mod pool;
 mod scalar;
 mod session;
 #[cfg(test)]
@@ -25,9 +24,9 @@ use crate::{
     gguf::Gguf,
     spec::{ModelSpec, check_tensors},
 };
+use fledgling_pool::Pool;
 use forward::Runner;
 use kernels::Kernels;
-use pool::Pool;
 use std::{
     ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},

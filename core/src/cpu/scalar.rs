@@ -4,10 +4,10 @@ use super::{
     Isa,
     kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
     math::{exp, gelu as gelu_of, silu, sum_lanes},
-    pool::Columns,
     weights::Matrix,
 };
 use crate::quant::DType;
+use fledgling_pool::Columns;
 use half::{bf16, f16};
 use std::ops::Range;
 

@@ -16,12 +16,12 @@
 use super::{
     Isa,
     kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
-    pool::Columns,
     scalar,
     vector::{self, Element, F32x16},
     weights::Matrix,
 };
 use crate::quant::{Block, BlockQ4_0, BlockQ4_1, BlockQ8_0, DType};
+use fledgling_pool::Columns;
 use half::{bf16, f16};
 use std::{arch::wasm32::*, ops::Range};
 

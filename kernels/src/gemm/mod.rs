@@ -1,28 +1,92 @@
 //! Matrix products: packed panels and register tiles (Goto and van de Geijn, "Anatomy of high-performance matrix
 //! multiplication", 2008; van Zee and van de Geijn, "BLIS", 2015).
 //!
-//! `C[i, j] += Σ_p A[i, p] · B[p, j]`. Every element is a chain of fused multiply-adds over p in order, cut into pieces
-//! of [`DEPTH`], each from 0 and then added to C. This holds for every instruction set, tile and number of threads, so
-//! that all give the same bits.
+//! `C[i, j] += Σ_p A[i, p] · B[p, j]`. In f32 every element is a chain of fused multiply-adds over p in order, cut into
+//! pieces of at most [`Precision::depth`], each from 0 and then added to C. This holds for every instruction set, tile and
+//! number of threads, so that all give the same bits. In bf16 the factors are rounded first and products are summed in
+//! pairs, in f32; there the bits are those of the CPU.
 
 mod pack;
 mod tile;
 
 pub use pack::{Operand, Strided};
-pub use tile::Isa;
+pub use tile::{Isa, Pair};
 
-use rayon::prelude::*;
-use std::{cell::Cell, ops::Range};
-use tile::{Edge, Tile, with_tile};
+use crate::threads;
+use std::{
+    cell::Cell,
+    ops::Range,
+    sync::atomic::{AtomicBool, Ordering},
+};
+use tile::{Edge, Tile, Value, with_tile};
 
-/// Length of a piece of the chains, and of the packed panels.
-pub const DEPTH: usize = 256;
-/// Columns whose panels are packed at a time: with [`DEPTH`] 4 MiB, which lie in the third-level cache.
-const COLUMNS: usize = 4096;
-/// Rows that one task takes at most: with [`DEPTH`] they lie in the second-level cache.
-const ROWS: usize = 224;
+/// Bytes of the panels of B that are packed at a time: they lie in the third-level cache.
+const B_BYTES: usize = 8 << 20;
+/// Bytes of a task's panels of A: they lie in the second-level cache.
+const A_BYTES: usize = 512 << 10;
 /// Products below this size are done by the calling thread.
-const SERIAL_FLOPS: usize = 1 << 21;
+const SERIAL_FLOPS: usize = 1 << 20;
+/// Tasks for each thread, so that none waits long for the last.
+const TASKS_PER_THREAD: usize = 8;
+
+/// What factors are rounded to before they are multiplied. Sums are f32 in each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// Not at all.
+    #[default]
+    F32,
+    /// To bfloat16, 8 bits of mantissa, to the nearest even; subnormal numbers become 0.
+    Bf16,
+}
+
+static IN_BF16: AtomicBool = AtomicBool::new(false);
+
+impl Precision {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// Whether this CPU has instructions for it.
+    pub fn is_native(self) -> bool {
+        match self {
+            Self::F32 => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Bf16 => Isa::best() == Isa::Avx512 && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Bf16 => false,
+        }
+    }
+
+    /// What [`gemm`] and [`gemm_serial`] compute in, in this process.
+    pub fn current() -> Self {
+        if IN_BF16.load(Ordering::Relaxed) {
+            Self::Bf16
+        } else {
+            Self::F32
+        }
+    }
+
+    /// Sets what [`gemm`] and [`gemm_serial`] compute in from now on.
+    pub fn make_current(self) {
+        IN_BF16.store(self == Self::Bf16, Ordering::Relaxed);
+    }
+
+    /// The longest piece of a sum, and of the packed panels.
+    pub fn depth(self) -> usize {
+        match self {
+            Self::F32 => 640,
+            Self::Bf16 => 1280,
+        }
+    }
+
+    /// The pieces of a sum of `k` products: as few as there can be, of about the same length.
+    fn pieces(self, k: usize) -> impl Iterator<Item = Range<usize>> {
+        let n = k.div_ceil(self.depth()).max(1);
+        let len = k.div_ceil(n).next_multiple_of(16);
+        (0..k)
+            .step_by(len)
+            .map(move |from| from..(from + len).min(k))
+    }
+}
 
 /// What happens to the values that C had.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,20 +102,21 @@ pub enum Start<'a> {
 thread_local! {
     static A_PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     static B_PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+    static UNROUNDED: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
 /// Runs `f` with a buffer that the thread keeps. The content is whatever was there.
-fn with_buffer<R>(
+fn with_buffer<V: Value, R>(
     cell: &'static std::thread::LocalKey<Cell<Vec<f32>>>,
     len: usize,
-    f: impl FnOnce(&mut [f32]) -> R,
+    f: impl FnOnce(&mut [V]) -> R,
 ) -> R {
     // Taken out and put back: a thread that waits for others may begin another product meanwhile.
     let mut buffer = cell.take();
     if buffer.len() < len {
         buffer.resize(len, 0.0);
     }
-    let result = f(&mut buffer[..len]);
+    let result = f(V::of(&mut buffer[..len]));
     cell.set(buffer);
     result
 }
@@ -70,7 +135,36 @@ pub fn gemm(
     start: Start,
     c: &mut [f32],
 ) {
-    gemm_on(Isa::best(), true, [m, n, k], a, b, start, (c, n));
+    let how = How {
+        isa: Isa::best(),
+        precision: Precision::current(),
+        parallel: true,
+    };
+    gemm_on(how, [m, n, k], a, b, start, (c, n));
+}
+
+/// `A · B`, plus one row for all where there is one. -> [m, n]
+///
+/// # Panics
+/// When the row has another size.
+pub fn product(
+    [m, n, k]: [usize; 3],
+    a: &impl Operand,
+    b: &impl Operand,
+    row: Option<&[f32]>,
+) -> Vec<f32> {
+    let mut c = Vec::with_capacity(m * n);
+    let start = row.map_or(Start::Zero, Start::Row);
+    let how = How {
+        isa: Isa::best(),
+        precision: Precision::current(),
+        parallel: true,
+    };
+    // SAFETY: there is room for m rows of n values.
+    unsafe { into(how, [m, n, k], a, b, start, (c.as_mut_ptr(), n)) };
+    // SAFETY: neither start adds to what was there, so that every value was written.
+    unsafe { c.set_len(m * n) };
+    c
 }
 
 /// [`gemm`] on the calling thread alone, into rows of C that are `ldc` apart.
@@ -78,23 +172,38 @@ pub fn gemm(
 /// # Panics
 /// When `c` is too short.
 pub fn gemm_serial(
-    [m, n, k]: [usize; 3],
+    size: [usize; 3],
     a: &impl Operand,
     b: &impl Operand,
     start: Start,
     c: &mut [f32],
     ldc: usize,
 ) {
-    gemm_on(Isa::best(), false, [m, n, k], a, b, start, (c, ldc));
+    let how = How {
+        isa: Isa::best(),
+        precision: Precision::current(),
+        parallel: false,
+    };
+    gemm_on(how, size, a, b, start, (c, ldc));
 }
 
-/// [`gemm`] on a given instruction set.
+/// How a product is computed.
+#[derive(Debug, Clone, Copy)]
+pub struct How {
+    /// The instructions.
+    pub isa: Isa,
+    /// What the factors are rounded to. Plain Rust where the CPU has no instructions for it.
+    pub precision: Precision,
+    /// On all threads.
+    pub parallel: bool,
+}
+
+/// [`gemm`] in a given way.
 ///
 /// # Panics
 /// When `c` is too short, or the CPU lacks the instructions.
 pub fn gemm_on(
-    isa: Isa,
-    parallel: bool,
+    how: How,
     [m, n, k]: [usize; 3],
     a: &impl Operand,
     b: &impl Operand,
@@ -102,19 +211,41 @@ pub fn gemm_on(
     (c, ldc): (&mut [f32], usize),
 ) {
     assert!(
-        isa.is_available(),
-        "the CPU has no {isa:?}, which was asked for"
+        m == 0 || n == 0 || (ldc >= n && c.len() >= (m - 1) * ldc + n),
+        "C is too short"
+    );
+    // SAFETY: C has the rows, and is borrowed mutably.
+    unsafe { into(how, [m, n, k], a, b, start, (c.as_mut_ptr(), ldc)) };
+}
+
+/// [`gemm_on`] into memory that need not hold values yet, but where it is added to.
+///
+/// # Safety
+/// C has m rows of n values that are `ldc` apart, and nobody else uses them.
+unsafe fn into(
+    how: How,
+    [m, n, k]: [usize; 3],
+    a: &impl Operand,
+    b: &impl Operand,
+    start: Start,
+    (c, ldc): (*mut f32, usize),
+) {
+    assert!(
+        how.isa.is_available(),
+        "the CPU has no {:?}, which was asked for",
+        how.isa
     );
     if m == 0 || n == 0 {
         return;
     }
-    assert!(ldc >= n && c.len() >= (m - 1) * ldc + n, "C is too short");
     if let Start::Row(row) = start {
         assert_eq!(row.len(), n, "the row that is added has another size");
     }
-    let rows = c.len().min(m * ldc);
-    let c = &mut c[..rows];
-    let parallel = parallel && 2 * m * n * k >= SERIAL_FLOPS;
+    let n_threads = if how.parallel && 2 * m * n * k >= SERIAL_FLOPS {
+        threads::n_threads()
+    } else {
+        1
+    };
     let job = Job {
         m,
         n,
@@ -122,10 +253,15 @@ pub fn gemm_on(
         a,
         b,
         start,
+        c,
         ldc,
-        parallel,
+        n_threads,
+        precision: how.precision,
     };
-    with_tile!(isa, n, |T| job.run::<T>(c));
+    if k == 0 {
+        return job.without_products();
+    }
+    with_tile!(how, n, |T| job.run::<T>());
 }
 
 struct Job<'a, A, B> {
@@ -135,114 +271,147 @@ struct Job<'a, A, B> {
     a: &'a A,
     b: &'a B,
     start: Start<'a>,
+    /// m rows of n values, `ldc` apart.
+    c: *mut f32,
     ldc: usize,
-    parallel: bool,
+    n_threads: usize,
+    precision: Precision,
+}
+
+// SAFETY: nobody else uses C as long as the job runs, and its tasks write different elements.
+unsafe impl<A: Operand, B: Operand> Sync for Job<'_, A, B> {}
+
+/// Parts `0..n_parts` of `0..n`, of about the same size.
+fn part(n: usize, n_parts: usize, idx: usize) -> Range<usize> {
+    idx * n / n_parts..(idx + 1) * n / n_parts
 }
 
 impl<A: Operand, B: Operand> Job<'_, A, B> {
-    fn run<T: Tile>(&self, c: &mut [f32]) {
-        if self.k == 0 {
-            for row in c.chunks_mut(self.ldc) {
-                match self.start {
-                    Start::Add => {}
-                    Start::Zero => row[..self.n].fill(0.0),
-                    Start::Row(values) => row[..self.n].copy_from_slice(values),
-                }
+    fn without_products(&self) {
+        for i in 0..self.m {
+            for j in 0..self.n {
+                let value = match self.start {
+                    Start::Add => continue,
+                    Start::Zero => 0.0,
+                    Start::Row(values) => values[j],
+                };
+                // SAFETY: C has this row and column, and no task runs.
+                unsafe { self.c.add(i * self.ldc + j).write(value) };
             }
-            return;
         }
-        for first in (0..self.n).step_by(COLUMNS) {
-            let columns = first..(first + COLUMNS).min(self.n);
-            for from in (0..self.k).step_by(DEPTH) {
-                let depth = from..(from + DEPTH).min(self.k);
+    }
+
+    fn run<T: Tile>(&self) {
+        for depth in self.precision.pieces(self.k) {
+            let panel = T::COLUMNS * T::Value::depths(depth.len());
+            let together = (B_BYTES / size_of::<T::Value>() / panel).max(1) * T::COLUMNS;
+            for first in (0..self.n).step_by(together) {
+                let columns = first..(first + together).min(self.n);
                 let n_panels = columns.len().div_ceil(T::COLUMNS);
-                with_buffer(&B_PANELS, n_panels * T::COLUMNS * depth.len(), |panels| {
-                    self.pack_b::<T>(&columns, &depth, panels);
-                    self.rows::<T>(&columns, &depth, panels, c);
+                with_buffer(&B_PANELS, n_panels * panel, |panels: &mut [T::Value]| {
+                    self.pack_b::<T>(&columns, &depth, panels, panel);
+                    self.tasks::<T>(&columns, &depth, panels, panel);
                 });
             }
         }
     }
 
-    fn pack_b<T: Tile>(&self, columns: &Range<usize>, depth: &Range<usize>, panels: &mut [f32]) {
-        let one = |(idx, panel): (usize, &mut [f32])| {
-            let first = columns.start + idx * T::COLUMNS;
-            let lanes = first..(first + T::COLUMNS).min(columns.end);
-            self.b.pack(lanes, depth.clone(), T::COLUMNS, panel);
-        };
-        let len = T::COLUMNS * depth.len();
-        if self.parallel {
-            panels.par_chunks_mut(len).enumerate().for_each(one);
+    fn each(&self, n: usize, f: impl Fn(usize) + Sync) {
+        if self.n_threads > 1 {
+            threads::each(n, f);
         } else {
-            panels.chunks_mut(len).enumerate().for_each(one);
+            (0..n).for_each(f);
         }
     }
 
-    fn rows<T: Tile>(
+    fn pack_b<T: Tile>(
         &self,
         columns: &Range<usize>,
         depth: &Range<usize>,
-        panels: &[f32],
-        c: &mut [f32],
+        panels: &mut [T::Value],
+        panel: usize,
     ) {
-        let threads = if self.parallel {
-            rayon::current_num_threads()
-        } else {
-            1
+        let one = |idx: usize, panel: &mut [T::Value]| {
+            let first = columns.start + idx * T::COLUMNS;
+            let lanes = first..(first + T::COLUMNS).min(columns.end);
+            T::Value::pack(self.b, lanes, depth.clone(), T::COLUMNS, panel);
         };
-        // At least four tasks a thread, so that none waits long for the last.
-        let rows = self
-            .m
-            .div_ceil(4 * threads)
-            .next_multiple_of(T::ROWS)
-            .min(ROWS.next_multiple_of(T::ROWS));
-        let one = |(idx, c): (usize, &mut [f32])| {
-            let block = idx * rows..(idx * rows + rows).min(self.m);
-            self.block::<T>(block, columns, depth, panels, c);
-        };
-        if threads > 1 {
-            c.par_chunks_mut(rows * self.ldc).enumerate().for_each(one);
+        if self.n_threads > 1 {
+            threads::each_part(threads::split_mut(panels, panel), one);
         } else {
-            c.chunks_mut(rows * self.ldc).enumerate().for_each(one);
+            for (idx, panel) in panels.chunks_mut(panel).enumerate() {
+                one(idx, panel);
+            }
         }
     }
 
-    /// Some rows of C, `c` from the first of them on.
+    /// Blocks of C: bands of rows, and where these are too few for all threads, parts of their columns.
+    fn tasks<T: Tile>(
+        &self,
+        columns: &Range<usize>,
+        depth: &Range<usize>,
+        panels: &[T::Value],
+        panel: usize,
+    ) {
+        let (n_tiles, n_panels) = (self.m.div_ceil(T::ROWS), columns.len().div_ceil(T::COLUMNS));
+        let a_panel = T::ROWS * T::Value::depths(depth.len());
+        let most = (A_BYTES / size_of::<T::Value>() / a_panel).max(1);
+        let wanted = if self.n_threads > 1 {
+            self.n_threads * TASKS_PER_THREAD
+        } else {
+            1
+        };
+        let n_bands = n_tiles.div_ceil(most).max(wanted.min(n_tiles.div_ceil(2)));
+        let n_parts = wanted.div_ceil(n_bands).min(n_panels);
+        self.each(n_bands * n_parts, |task| {
+            let tiles = part(n_tiles, n_bands, task / n_parts);
+            let of_band = part(n_panels, n_parts, task % n_parts);
+            let rows = tiles.start * T::ROWS..(tiles.end * T::ROWS).min(self.m);
+            let columns = columns.start + of_band.start * T::COLUMNS
+                ..(columns.start + of_band.end * T::COLUMNS).min(columns.end);
+            let panels = &panels[of_band.start * panel..of_band.end * panel];
+            self.block::<T>(rows, &columns, depth, panels, panel);
+        });
+    }
+
+    /// Some rows and columns of C; `panels` are those of the columns.
     fn block<T: Tile>(
         &self,
         rows: Range<usize>,
         columns: &Range<usize>,
         depth: &Range<usize>,
-        panels: &[f32],
-        c: &mut [f32],
+        panels: &[T::Value],
+        panel: usize,
     ) {
         let n_tiles = rows.len().div_ceil(T::ROWS);
-        let len = T::ROWS * depth.len();
-        with_buffer(&A_PANELS, n_tiles * len, |a_panels| {
+        let len = T::ROWS * T::Value::depths(depth.len());
+        with_buffer(&A_PANELS, n_tiles * len, |a_panels: &mut [T::Value]| {
             for (idx, panel) in a_panels.chunks_mut(len).enumerate() {
                 let first = rows.start + idx * T::ROWS;
                 let lanes = first..(first + T::ROWS).min(rows.end);
-                self.a.pack(lanes, depth.clone(), T::ROWS, panel);
+                T::Value::pack(self.a, lanes, depth.clone(), T::ROWS, panel);
             }
             let first_piece = depth.start == 0;
-            for (j, b) in panels.chunks(T::COLUMNS * depth.len()).enumerate() {
+            for (j, b) in panels.chunks(panel).enumerate() {
                 let first = columns.start + j * T::COLUMNS;
-                let tile_columns = first..(first + T::COLUMNS).min(columns.end);
+                let n_columns = T::COLUMNS.min(columns.end - first);
                 for (i, a) in a_panels.chunks(len).enumerate() {
-                    let n_rows = T::ROWS.min(rows.len() - i * T::ROWS);
-                    let c = &mut c[i * T::ROWS * self.ldc..];
-                    if let (true, Start::Row(values)) = (first_piece, self.start) {
-                        for row in c.chunks_mut(self.ldc).take(n_rows) {
-                            row[tile_columns.clone()]
-                                .copy_from_slice(&values[tile_columns.clone()]);
-                        }
-                    }
+                    let row = rows.start + i * T::ROWS;
                     let edge = Edge {
-                        n_rows,
-                        n_columns: tile_columns.len(),
-                        overwrites: first_piece && self.start == Start::Zero,
+                        n_rows: T::ROWS.min(rows.end - row),
+                        n_columns,
+                        ldc: self.ldc,
+                        start: match self.start {
+                            Start::Row(values) if first_piece => {
+                                Start::Row(&values[first..first + n_columns])
+                            }
+                            Start::Zero if first_piece => Start::Zero,
+                            _ => Start::Add,
+                        },
                     };
-                    T::add(a, b, &mut c[first..], self.ldc, edge);
+                    // SAFETY: `into` has asserted that the CPU has the instructions; C has these rows and columns, which no
+                    // other task has.
+                    unsafe { T::add(a, b, self.c.add(row * self.ldc + first), edge) };
                 }
             }
         });

@@ -1,13 +1,31 @@
 //! Operands, and how they become panels.
 
 #[cfg(target_arch = "x86_64")]
-use super::Isa;
+use super::{Isa, Precision};
+use super::{Pair, UNROUNDED, tile::pairs, with_buffer};
 use std::ops::Range;
 
 /// One side of a product: a matrix of lanes (rows of A, columns of B) by depth.
 pub trait Operand: Sync {
     /// Writes the values of `lanes` at `depth` as a panel: for each p of `depth` `width` values, those of the lanes, then 0.
     fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]);
+
+    /// The same rounded to bf16, two depths in a value; the last has 0 in its high half when their number is odd.
+    fn pack_pairs(
+        &self,
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [Pair],
+    ) {
+        with_buffer(&UNROUNDED, depth.len() * width, |values: &mut [f32]| {
+            self.pack(lanes, depth, width, values);
+            for (values, out) in values.chunks(2 * width).zip(panel.chunks_mut(width)) {
+                let (low, high) = values.split_at(width);
+                pairs(low, high, out);
+            }
+        });
+    }
 }
 
 /// A dense matrix: the value of lane i at depth p is `data[i * lane + p * depth]`.
@@ -75,6 +93,62 @@ impl Operand for Strided<'_> {
             }
         }
     }
+
+    fn pack_pairs(
+        &self,
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [Pair],
+    ) {
+        let n = lanes.len();
+        if n < width {
+            panel.fill(Pair(0));
+        }
+        #[cfg(target_arch = "x86_64")]
+        let in_vectors = Precision::Bf16.is_native();
+        #[cfg(not(target_arch = "x86_64"))]
+        let in_vectors = false;
+        for (group, out) in panel.chunks_mut(TOGETHER * width).enumerate() {
+            let from = depth.start + group * 2 * TOGETHER;
+            let len = (depth.end - from).min(2 * TOGETHER);
+            #[cfg(target_arch = "x86_64")]
+            if in_vectors && self.depth == 1 && len == 2 * TOGETHER {
+                for first in (0..n).step_by(16) {
+                    let rows = &self.data[(lanes.start + first) * self.lane + from..];
+                    let n_rows = (n - first).min(16);
+                    // SAFETY: the CPU has the instructions.
+                    unsafe {
+                        x86::transpose_pairs(rows, self.lane, n_rows, &mut out[first..], width);
+                    }
+                }
+                continue;
+            }
+            for (pair, out) in out.chunks_mut(width).enumerate() {
+                let p = from + 2 * pair;
+                let has_high = p + 1 < from + len;
+                let at = lanes.start * self.lane + p * self.depth;
+                if in_vectors && self.lane == 1 {
+                    let high = if has_high {
+                        &self.data[at + self.depth..][..n]
+                    } else {
+                        &[]
+                    };
+                    pairs(&self.data[at..][..n], high, &mut out[..n]);
+                    continue;
+                }
+                for (i, out) in out[..n].iter_mut().enumerate() {
+                    let at = at + i * self.lane;
+                    let high = if has_high {
+                        &self.data[at + self.depth..][..1]
+                    } else {
+                        &[]
+                    };
+                    pairs(&self.data[at..][..1], high, std::slice::from_mut(out));
+                }
+            }
+        }
+    }
 }
 
 /// Copies the lanes of one depth, and fills up with 0. Whole vectors without a call, where the length is a tile's.
@@ -91,10 +165,11 @@ fn copy(values: &[f32], out: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use super::Pair;
     use std::arch::x86_64::{
-        __m512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_loadu_ps, _mm512_mask_storeu_ps,
-        _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
-        _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+        __m512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cvtne2ps_pbh, _mm512_loadu_ps,
+        _mm512_mask_storeu_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_unpackhi_pd,
+        _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
 
     /// Transposes the first 16 values of `n_rows` rows (at most 16) that are `stride` apart into 16 rows of `n_rows` that
@@ -117,8 +192,47 @@ mod x86 {
             // SAFETY: a row has 16 values.
             *row = unsafe { _mm512_loadu_ps(rows.as_ptr().add(i * stride)) };
         }
+        // SAFETY: the lengths were asserted.
+        unsafe { store_columns(&r, n_rows, out.as_mut_ptr(), width) };
+    }
+
+    /// Transposes the first 32 values of `n_rows` rows (at most 16) that are `stride` apart, rounded to bf16, into 16 rows
+    /// of `n_rows` pairs that are `width` apart.
+    #[target_feature(enable = "avx512f,avx512bf16")]
+    pub(super) fn transpose_pairs(
+        rows: &[f32],
+        stride: usize,
+        n_rows: usize,
+        out: &mut [Pair],
+        width: usize,
+    ) {
+        assert!(
+            (1..=16).contains(&n_rows)
+                && rows.len() >= (n_rows - 1) * stride + 32
+                && out.len() >= 15 * width + n_rows
+        );
+        let mut r: [__m512; 16] = [_mm512_setzero_ps(); 16];
+        for (i, row) in r.iter_mut().enumerate().take(n_rows) {
+            // SAFETY: a row has 32 values; every bit pattern is a vector.
+            *row = unsafe {
+                let at = rows.as_ptr().add(i * stride);
+                let (low, high) = (_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16)));
+                std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))
+            };
+        }
+        // SAFETY: the lengths were asserted; a pair has 32 bits, which are only moved.
+        unsafe { store_columns(&r, n_rows, out.as_mut_ptr().cast(), width) };
+    }
+
+    /// Writes the columns of 16 rows.
+    ///
+    /// # Safety
+    /// `out` has 15 * width + n_rows values, and `n_rows` is 1 to 16.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn store_columns(r: &[__m512; 16], n_rows: usize, out: *mut f32, width: usize) {
         // Pairs of rows, then fours of rows: u[4 g + j] has column 4 l + j of rows 4 g to 4 g + 3 in its quarter l.
-        let mut u = r;
+        let mut u = *r;
         for g in 0..4 {
             let [a, b, c, d] = [r[4 * g], r[4 * g + 1], r[4 * g + 2], r[4 * g + 3]];
             let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
@@ -145,7 +259,7 @@ mod x86 {
             for (l, column) in columns.into_iter().enumerate() {
                 // SAFETY: the mask keeps to the `n_rows` values that `out` has from there on.
                 unsafe {
-                    let at = out.as_mut_ptr().add((4 * l + j) * width);
+                    let at = out.add((4 * l + j) * width);
                     _mm512_mask_storeu_ps(at, mask, column);
                 }
             }

@@ -8,6 +8,7 @@ use super::{
     dropout::Draw,
     frozen::Frozen,
     kernels::{Heads, Product},
+    lora::LoraProduct,
 };
 use burn::tensor::{Device, FloatDType, Int, Tensor, TensorData};
 use fledgling_core::spec::Pairing;
@@ -78,25 +79,58 @@ pub fn product_backward(
     [da, db]
 }
 
-/// `dropout(x) Aᵀ`: x [N, in], a [rank, in] -> [N, rank]
-pub fn dropped_product(x: Tensor<2>, a: Tensor<2>, draw: &Draw) -> Tensor<2> {
-    let mask = mask(&x, draw);
-    matmul(x * mask, a.transpose())
+/// [`LoraProduct::forward`]. x [N, in], a [rank, in], b [out, rank], weight [out, in], bias [out] -> [N, out]
+pub fn lora_product(
+    of: &LoraProduct,
+    [x, a, b]: [Tensor<2>; 3],
+    weight: Tensor<2>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<2> {
+    let mut y = matmul(x.clone(), weight.transpose());
+    if let Some(bias) = bias {
+        y = y + row(bias);
+    }
+    if of.is_merged {
+        return y;
+    }
+    y + matmul(low(of, x, a), b.transpose())
 }
 
-/// dx and da of [`dropped_product`].
-pub fn dropped_product_backward(
-    x: Tensor<2>,
-    a: Tensor<2>,
+/// Gradients of x, A and B of [`lora_product`].
+pub fn lora_product_backward(
+    of: &LoraProduct,
+    [x, a, b]: [Tensor<2>; 3],
+    weight: Tensor<2>,
     dy: Tensor<2>,
-    draw: &Draw,
-    wanted: [bool; 2],
-) -> [Option<Tensor<2>>; 2] {
-    let mask = mask(&x, draw);
-    [
-        wanted[0].then(|| matmul(dy.clone(), a) * mask.clone()),
-        wanted[1].then(|| matmul(dy.transpose(), x * mask)),
-    ]
+    wanted: [bool; 3],
+) -> [Option<Tensor<2>>; 3] {
+    let d_low = matmul(dy.clone(), b).mul_scalar(of.scale);
+    let db = wanted[2].then(|| matmul(dy.clone().transpose(), low(of, x.clone(), a.clone())));
+    let da = wanted[1].then(|| matmul(d_low.clone().transpose(), dropped(of, x.clone())));
+    let dx = wanted[0].then(|| {
+        let dx = matmul(dy, weight);
+        if of.is_merged {
+            return dx;
+        }
+        let more = matmul(d_low, a);
+        dx + match &of.draw {
+            Some(draw) => more * mask(&x, draw),
+            None => more,
+        }
+    });
+    [dx, da, db]
+}
+
+/// `scale · dropout(x) Aᵀ`. -> [N, rank]
+fn low(of: &LoraProduct, x: Tensor<2>, a: Tensor<2>) -> Tensor<2> {
+    matmul(dropped(of, x), a.transpose()).mul_scalar(of.scale)
+}
+
+fn dropped(of: &LoraProduct, x: Tensor<2>) -> Tensor<2> {
+    match &of.draw {
+        Some(draw) => x.clone() * mask(&x, draw),
+        None => x,
+    }
 }
 
 /// The draws, made on the CPU: they are the same on every device.
@@ -107,9 +141,13 @@ fn mask(x: &Tensor<2>, draw: &Draw) -> Tensor<2> {
 
 /// `x Wᵀ`, or `x W` when `is_transposed`. The values are sent for each product.
 pub fn frozen_product(x: Tensor<2>, matrix: &Frozen, is_transposed: bool) -> Tensor<2> {
-    let values = TensorData::new(matrix.values(), matrix.shape());
-    let matrix = Tensor::from_data(values, &x.device());
+    let matrix = dequantized(matrix, &x.device());
     matmul(x, turned(matrix, !is_transposed))
+}
+
+/// A matrix that is in blocks, on a device. [out, in]
+pub fn dequantized(matrix: &Frozen, device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(matrix.values(), matrix.shape()), device)
 }
 
 /// `1 / (1 + e^-x)`; the bound keeps `e^-x` finite and is far beyond where f32 tells the result from 0.
@@ -567,10 +605,13 @@ pub fn cross_entropy(
 #[cfg(feature = "gpu")]
 mod cube {
     use super::{
-        super::ops::{FusedOps, Kernels, Op},
-        attention, attention_backward, attention_qkv, attention_qkv_backward, dropped_product,
-        dropped_product_backward, frozen_product, gelu, gelu_backward, layer_norm,
-        layer_norm_backward, product, product_backward, rms_norm, rms_norm_backward, swiglu,
+        super::{
+            lora::LoraProduct,
+            ops::{FusedOps, Kernels, Op},
+        },
+        attention, attention_backward, attention_qkv, attention_qkv_backward, dequantized,
+        frozen_product, gelu, gelu_backward, layer_norm, layer_norm_backward, lora_product,
+        lora_product_backward, product, product_backward, rms_norm, rms_norm_backward, swiglu,
         swiglu_backward,
     };
     use burn::{
@@ -603,7 +644,10 @@ mod cube {
                 Op::AttentionQkv(heads) => attention_qkv(x(0), heads),
                 Op::Product(of) => product(x(0), x(1), of),
                 Op::ProductPlus(of) => product(x(0), x(1), of) + row(2).unsqueeze(),
-                Op::DroppedProduct(draw) => dropped_product(x(0), x(1), draw),
+                Op::LoraProduct(of) => {
+                    let (weight, bias) = rest(of, &inputs);
+                    lora_product(of, [x(0), x(1), x(2)], weight, bias)
+                }
                 Op::FrozenProduct {
                     matrix,
                     is_transposed,
@@ -652,8 +696,10 @@ mod cube {
                     let [da, db] = product_backward(x(0), x(1), dy, of, [want(0), want(1)]);
                     vec![da.map(lower), db.map(lower), d_row]
                 }
-                Op::DroppedProduct(draw) => {
-                    dropped_product_backward(x(0), x(1), dy, draw, [want(0), want(1)])
+                Op::LoraProduct(of) => {
+                    let (weight, _) = rest(of, &inputs);
+                    let wanted = [want(0), want(1), want(2)];
+                    lora_product_backward(of, [x(0), x(1), x(2)], weight, dy, wanted)
                         .map(|gradient| gradient.map(lower))
                         .into()
                 }
@@ -677,6 +723,33 @@ mod cube {
         fn fused3(a: Primitive, b: Primitive, c: Primitive, op: Op) -> Primitive {
             <Self as Kernels>::forward(&op, [a, b, c])
         }
+        fn fused4(a: Primitive, b: Primitive, c: Primitive, d: Primitive, op: Op) -> Primitive {
+            <Self as Kernels>::forward(&op, [a, b, c, d])
+        }
+        fn fused5(
+            a: Primitive,
+            b: Primitive,
+            c: Primitive,
+            d: Primitive,
+            e: Primitive,
+            op: Op,
+        ) -> Primitive {
+            <Self as Kernels>::forward(&op, [a, b, c, d, e])
+        }
+    }
+
+    /// W and the bias of a product.
+    fn rest<const N: usize>(
+        of: &LoraProduct,
+        inputs: &[Primitive; N],
+    ) -> (Tensor<2>, Option<Tensor<1>>) {
+        let tensors = of.tensors(inputs);
+        let weight = match (&of.matrix, tensors.weight) {
+            (_, Some(weight)) => lift::<2>(weight),
+            (Some(matrix), None) => dequantized(matrix, &lift::<2>(tensors.x).device()),
+            (None, None) => unreachable!("a matrix is in blocks or dense"),
+        };
+        (weight, tensors.bias.map(lift::<1>))
     }
 }
 
@@ -685,7 +758,7 @@ mod cube {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::train::{kernels, model::to_vec};
+    use crate::train::{dropout::Moment, kernels, lora::Tensors, model::to_vec};
 
     const EPS: f32 = 1e-5;
 
@@ -891,11 +964,61 @@ mod tests {
             assert_close(
                 "ab",
                 product(a.clone(), b.clone(), &of),
-                &of.forward(&fa, &fb),
+                &of.forward(&fa, &fb, None),
             );
             let [da, db] = product_backward(a, b, dy, &of, [true; 2]);
             assert_close("da", da.unwrap(), &of.da(&fb, &fdy));
             assert_close("db", db.unwrap(), &of.db(&fa, &fdy));
+        }
+    }
+
+    #[test]
+    fn a_layer_with_a_lora_is_that_of_the_kernels() {
+        let (n, n_in, n_out, rank) = (6, 8, 5, 2);
+        let moment = Moment {
+            seed: 1,
+            step: 2,
+            first_row: 0,
+            n_tokens: 3,
+        };
+        let [x, a, b] = [(n, n_in, 1), (rank, n_in, 2), (n_out, rank, 3)]
+            .map(|(rows, columns, seed)| matrix(rows, columns, seed));
+        let (weight, bias, dy) = (
+            matrix(n_out, n_in, 4),
+            vector(n_out, 5),
+            matrix(n, n_out, 6),
+        );
+        for case in 0..8 {
+            let [drops, has_bias, is_merged] = [1, 2, 4].map(|bit| case & bit != 0);
+            let of = LoraProduct {
+                matrix: None,
+                has_bias,
+                rank,
+                scale: 0.75,
+                draw: drops.then(|| Draw::new(&moment, 0, n_in, 0.3)),
+                is_merged,
+            };
+            let bias = has_bias.then(|| bias.clone());
+            let values = [&x, &a, &b, &weight, &dy].map(|tensor| to_vec(tensor.clone()));
+            let bias_values = bias.clone().map(to_vec);
+            let tensors = Tensors {
+                x: &values[0][..],
+                a: &values[1],
+                b: &values[2],
+                weight: Some(&values[3]),
+                bias: bias_values.as_deref(),
+            };
+            let factors = || [x.clone(), a.clone(), b.clone()];
+            let y = lora_product(&of, factors(), weight.clone(), bias);
+            assert_close("y", y, &of.forward(&tensors));
+            let wanted = [true; 3];
+            let got = lora_product_backward(&of, factors(), weight.clone(), dy.clone(), wanted);
+            let expected = of.backward(&tensors, &values[4], wanted);
+            for (name, (got, expected)) in
+                ["dx", "da", "db"].iter().zip(got.into_iter().zip(expected))
+            {
+                assert_close(name, got.unwrap(), &expected.unwrap());
+            }
         }
     }
 

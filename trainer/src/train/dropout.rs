@@ -6,7 +6,10 @@
 //! kept for the backward pass, which draws again.
 
 use super::kernels::Product;
-use rayon::prelude::*;
+use fledgling_kernels::threads::{each_part, split_mut};
+
+/// Rows that one task draws for.
+const ROWS: usize = 16;
 
 /// The draws of one layer for one batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -60,7 +63,7 @@ impl Draw {
     /// `dropout(x) Aᵀ`: x [N, in], a [rank, in] -> [N, rank]
     pub fn product(&self, x: &[f32], a: &[f32]) -> Vec<f32> {
         let product = self.plain(x.len() / self.n_in, a.len() / self.n_in);
-        product.forward(&self.dropped(x.to_vec()), a)
+        product.forward(&self.dropped(x.to_vec()), a, None)
     }
 
     /// The gradient of x: `mask ⊙ (dy A)`. [N, in]
@@ -80,7 +83,7 @@ impl Draw {
     fn dropped(&self, mut values: Vec<f32>) -> Vec<f32> {
         let threshold = (self.probability * (1_u64 << 32) as f64) as u64;
         let kept = (1.0 / (1.0 - self.probability)) as f32;
-        let each = |(i, row): (usize, &mut [f32])| {
+        let each = |i: usize, row: &mut [f32]| {
             let (number, t) = (
                 self.first_row + (i / self.n_tokens) as u64,
                 i % self.n_tokens,
@@ -95,11 +98,11 @@ impl Draw {
                 }
             }
         };
-        values
-            .par_chunks_mut(self.n_in)
-            .with_min_len(16)
-            .enumerate()
-            .for_each(each);
+        each_part(split_mut(&mut values, ROWS * self.n_in), |task, rows| {
+            for (i, row) in rows.chunks_mut(self.n_in).enumerate() {
+                each(task * ROWS + i, row);
+            }
+        });
         values
     }
 

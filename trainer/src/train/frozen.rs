@@ -8,15 +8,15 @@ use bytes::Bytes;
 use fledgling_core::quant::{self, DType};
 use fledgling_kernels::{
     Operand, Strided,
-    gemm::{Start, gemm},
+    gemm::{Pair, product},
+    threads::{each_part, map, split, split_mut},
 };
-use rayon::prelude::*;
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 /// Values that are quantised by one task.
 const TASK_LEN: usize = 1 << 18;
-/// Values that are dequantised at a time: whole blocks of every type.
-const PART_LEN: usize = 256;
+/// Rows that are dequantised by one task.
+const ROWS: usize = 16;
 
 /// A matrix in the blocks of a GGUF file, `[out, in]`.
 #[derive(Clone)]
@@ -63,14 +63,13 @@ impl Frozen {
     /// # Panics
     /// When the values are not those of the shape, or rows are no whole blocks.
     pub fn quantize(dtype: DType, values: &[f32], shape: [usize; 2]) -> Self {
-        let rows: Vec<Vec<u8>> = values
-            .par_chunks((TASK_LEN / shape[1].max(1)).max(1) * shape[1])
-            .map(|rows| {
-                let mut bytes = Vec::new();
-                quant::quantize(dtype, rows, &mut bytes);
-                bytes
-            })
-            .collect();
+        let len = (TASK_LEN / shape[1].max(1)).max(1) * shape[1].max(1);
+        let rows = map(values.len().div_ceil(len), |task| {
+            let mut bytes = Vec::new();
+            let end = values.len().min((task + 1) * len);
+            quant::quantize(dtype, &values[task * len..end], &mut bytes);
+            bytes
+        });
         Self::new(dtype, rows.concat().into(), shape)
     }
 
@@ -94,11 +93,13 @@ impl Frozen {
         let row_bytes = self.bytes.len() / self.n_out;
         let mut values = vec![0.0; rows.len() * self.n_in];
         let bytes = &self.bytes[rows.start * row_bytes..rows.end * row_bytes];
-        values
-            .par_chunks_mut(self.n_in)
-            .with_min_len(16)
-            .zip(bytes.par_chunks(row_bytes))
-            .for_each(|(values, bytes)| quant::dequantize(self.dtype, bytes, values));
+        let parts = (
+            split_mut(&mut values, ROWS * self.n_in),
+            split(bytes, ROWS * row_bytes),
+        );
+        each_part(parts, |_, (values, bytes)| {
+            quant::dequantize(self.dtype, bytes, values)
+        });
         values
     }
 
@@ -114,50 +115,53 @@ impl Frozen {
         Tensor::from_data(TensorData::new(values, [ids.len(), self.n_in]), device)
     }
 
-    /// `x Wᵀ`, or `x W` when `is_transposed`. [N, in] -> [N, out], or the other way round
+    /// `x Wᵀ`, or `x W` when `is_transposed`, plus one row for all where there is one. [N, in] -> [N, out], or the
+    /// other way round
     ///
     /// # Panics
     /// When x has rows of another length.
-    pub fn product(&self, x: &[f32], is_transposed: bool) -> Vec<f32> {
+    pub fn product(&self, x: &[f32], is_transposed: bool, row: Option<&[f32]>) -> Vec<f32> {
         let (n_in, n_out) = if is_transposed {
             (self.n_out, self.n_in)
         } else {
             (self.n_in, self.n_out)
         };
-        let n = x.len() / n_in;
-        let mut y = vec![0.0; n * n_out];
+        let size = [x.len() / n_in, n_out, n_in];
         let x = Strided::rows(x, n_in);
         if is_transposed {
-            gemm(n, n_out, n_in, &x, &Columns(self), Start::Zero, &mut y);
+            product(size, &x, &Columns(self), row)
         } else {
-            gemm(n, n_out, n_in, &x, &Rows(self), Start::Zero, &mut y);
+            product(size, &x, &Rows(self), row)
         }
-        y
     }
 
-    /// Calls `each` with parts of a row's values, dequantised, and where in the part the values of `columns` begin.
-    fn part_of_row(
+    /// Calls `f` with the values of some columns of some rows, and their number from one row to the next.
+    fn dequantized<R>(
         &self,
-        row: usize,
+        rows: Range<usize>,
         columns: Range<usize>,
-        scratch: &mut [f32; PART_LEN],
-        mut each: impl FnMut(Range<usize>, &[f32]),
-    ) {
+        f: impl FnOnce(&[f32], usize) -> R,
+    ) -> R {
         let (len, row_bytes) = (self.dtype.block_len(), self.bytes.len() / self.n_out);
         let block_bytes = row_bytes / (self.n_in / len);
         let blocks = columns.start / len..columns.end.div_ceil(len);
-        for first in blocks.clone().step_by(PART_LEN / len) {
-            let last = (first + PART_LEN / len).min(blocks.end);
-            let bytes = &self.bytes[row * row_bytes..][first * block_bytes..last * block_bytes];
-            let values = &mut scratch[..(last - first) * len];
-            quant::dequantize(self.dtype, bytes, values);
-            let wanted = columns.start.max(first * len)..columns.end.min(last * len);
-            each(
-                wanted.start - columns.start..wanted.end - columns.start,
-                &values[wanted.start - first * len..wanted.end - first * len],
-            );
+        let stride = blocks.len() * len;
+        let mut values = VALUES.take();
+        values.resize(values.len().max(rows.len() * stride), 0.0);
+        for (row, out) in rows.clone().zip(values.chunks_exact_mut(stride)) {
+            let bytes = &self.bytes[row * row_bytes..][..row_bytes];
+            let bytes = &bytes[blocks.start * block_bytes..blocks.end * block_bytes];
+            quant::dequantize(self.dtype, bytes, out);
         }
+        let result = f(&values[columns.start - blocks.start * len..], stride);
+        VALUES.replace(values);
+        result
     }
+}
+
+thread_local! {
+    /// What is dequantised for a panel.
+    static VALUES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The matrix as B of a product whose columns are its rows.
@@ -165,18 +169,23 @@ struct Rows<'a>(&'a Frozen);
 
 impl Operand for Rows<'_> {
     fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
-        if lanes.len() < width {
-            panel.fill(0.0);
-        }
-        let mut scratch = [0.0; PART_LEN];
-        for (lane, row) in lanes.enumerate() {
-            self.0
-                .part_of_row(row, depth.clone(), &mut scratch, |places, values| {
-                    for (p, value) in places.zip(values) {
-                        panel[p * width + lane] = *value;
-                    }
-                });
-        }
+        let (n, len) = (lanes.len(), depth.len());
+        self.0.dequantized(lanes, depth, |values, stride| {
+            Strided::rows(values, stride).pack(0..n, 0..len, width, panel);
+        });
+    }
+
+    fn pack_pairs(
+        &self,
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [Pair],
+    ) {
+        let (n, len) = (lanes.len(), depth.len());
+        self.0.dequantized(lanes, depth, |values, stride| {
+            Strided::rows(values, stride).pack_pairs(0..n, 0..len, width, panel);
+        });
     }
 }
 
@@ -185,14 +194,23 @@ struct Columns<'a>(&'a Frozen);
 
 impl Operand for Columns<'_> {
     fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
-        let mut scratch = [0.0; PART_LEN];
-        for (row, out) in depth.zip(panel.chunks_exact_mut(width)) {
-            out[lanes.len()..].fill(0.0);
-            self.0
-                .part_of_row(row, lanes.clone(), &mut scratch, |places, values| {
-                    out[places].copy_from_slice(values);
-                });
-        }
+        let (n, len) = (lanes.len(), depth.len());
+        self.0.dequantized(depth, lanes, |values, stride| {
+            Strided::columns(values, stride).pack(0..n, 0..len, width, panel);
+        });
+    }
+
+    fn pack_pairs(
+        &self,
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [Pair],
+    ) {
+        let (n, len) = (lanes.len(), depth.len());
+        self.0.dequantized(depth, lanes, |values, stride| {
+            Strided::columns(values, stride).pack_pairs(0..n, 0..len, width, panel);
+        });
     }
 }
 

@@ -12,14 +12,16 @@
 use fledgling_core::spec::Pairing;
 use fledgling_kernels::{
     Strided,
-    gemm::{Start, gemm, gemm_serial},
+    gemm::{Start, gemm_serial, product},
+    threads::{each_part, map, split, split_mut},
     wide, zeros,
 };
-use rayon::prelude::*;
 use std::{ops::Range, sync::Arc};
 
 /// Rows whose contributions to a parameter's gradient are summed by one task.
 const ROWS_PER_SUM: usize = 64;
+/// Rows that one task takes of an operation on rows.
+const ROWS_PER_TASK: usize = 8;
 /// Lanes of a dot product: what the compiler turns into vectors.
 const LANES: usize = 32;
 /// `sqrt(2 / pi)` and the cubic coefficient of GELU's tanh form (Hendrycks and Gimpel, 2016).
@@ -88,22 +90,19 @@ fn axpy(a: f32, x: &[f32], y: &mut [f32]) {
 /// Sums `add(row, total)` over rows in blocks of fixed size. -> [width]
 #[inline(always)]
 fn sum_rows(n_rows: usize, width: usize, add: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let blocks: Vec<Vec<f32>> = (0..n_rows.div_ceil(ROWS_PER_SUM))
-        .into_par_iter()
-        .map(|block| {
-            let mut total = vec![0.0; width];
-            let rows = block * ROWS_PER_SUM..((block + 1) * ROWS_PER_SUM).min(n_rows);
-            wide(
-                #[inline(always)]
-                || {
-                    for row in rows {
-                        add(row, &mut total);
-                    }
-                },
-            );
-            total
-        })
-        .collect();
+    let blocks: Vec<Vec<f32>> = map(n_rows.div_ceil(ROWS_PER_SUM), |block| {
+        let mut total = vec![0.0; width];
+        let rows = block * ROWS_PER_SUM..((block + 1) * ROWS_PER_SUM).min(n_rows);
+        wide(
+            #[inline(always)]
+            || {
+                for row in rows {
+                    add(row, &mut total);
+                }
+            },
+        );
+        total
+    });
     let mut total = vec![0.0; width];
     for block in &blocks {
         axpy(1.0, block, &mut total);
@@ -115,18 +114,20 @@ fn sum_rows(n_rows: usize, width: usize, add: impl Fn(usize, &mut [f32]) + Sync)
 pub fn rms_norm(x: &[f32], gamma: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
     let mut y = zeros(x.len());
-    let row = |(y, x): (&mut [f32], &[f32])| {
+    let task = ROWS_PER_TASK * c;
+    each_part((split_mut(&mut y, task), split(x, task)), |_, (y, x)| {
         wide(
             #[inline(always)]
             || {
-                let inverse = inverse_rms(x, eps);
-                for i in 0..c {
-                    y[i] = x[i] * inverse * gamma[i];
+                for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                    let inverse = inverse_rms(x, eps);
+                    for i in 0..c {
+                        y[i] = x[i] * inverse * gamma[i];
+                    }
                 }
             },
         );
-    };
-    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(row);
+    });
     y
 }
 
@@ -139,21 +140,26 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 pub fn rms_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
     let mut dx = zeros(x.len());
-    dx.par_chunks_mut(c)
-        .zip(x.par_chunks(c))
-        .zip(dy.par_chunks(c))
-        .for_each(|((dx, x), dy)| {
-            wide(
-                #[inline(always)]
-                || {
+    let task = ROWS_PER_TASK * c;
+    let parts = (split_mut(&mut dx, task), split(x, task), split(dy, task));
+    each_part(parts, |_, (dx, x, dy)| {
+        let rows = dx
+            .chunks_exact_mut(c)
+            .zip(x.chunks_exact(c))
+            .zip(dy.chunks_exact(c));
+        wide(
+            #[inline(always)]
+            || {
+                for ((dx, x), dy) in rows {
                     let inverse = inverse_rms(x, eps);
                     let along = sum(c, |i| x[i] * gamma[i] * dy[i]) * inverse * inverse / c as f32;
                     for i in 0..c {
                         dx[i] = inverse * (gamma[i] * dy[i] - x[i] * along);
                     }
-                },
-            );
-        });
+                }
+            },
+        );
+    });
     dx
 }
 
@@ -181,18 +187,20 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
     let mut y = zeros(x.len());
-    let row = |(y, x): (&mut [f32], &[f32])| {
+    let task = ROWS_PER_TASK * c;
+    each_part((split_mut(&mut y, task), split(x, task)), |_, (y, x)| {
         wide(
             #[inline(always)]
             || {
-                let (mean, inverse) = moments(x, eps);
-                for i in 0..c {
-                    y[i] = (x[i] - mean) * inverse * gamma[i] + beta[i];
+                for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
+                    let (mean, inverse) = moments(x, eps);
+                    for i in 0..c {
+                        y[i] = (x[i] - mean) * inverse * gamma[i] + beta[i];
+                    }
                 }
             },
         );
-    };
-    y.par_chunks_mut(c).zip(x.par_chunks(c)).for_each(row);
+    });
     y
 }
 
@@ -200,13 +208,17 @@ pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Vec<f32> 
 pub fn layer_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
     let mut dx = zeros(x.len());
-    dx.par_chunks_mut(c)
-        .zip(x.par_chunks(c))
-        .zip(dy.par_chunks(c))
-        .for_each(|((dx, x), dy)| {
-            wide(
-                #[inline(always)]
-                || {
+    let task = ROWS_PER_TASK * c;
+    let parts = (split_mut(&mut dx, task), split(x, task), split(dy, task));
+    each_part(parts, |_, (dx, x, dy)| {
+        let rows = dx
+            .chunks_exact_mut(c)
+            .zip(x.chunks_exact(c))
+            .zip(dy.chunks_exact(c));
+        wide(
+            #[inline(always)]
+            || {
+                for ((dx, x), dy) in rows {
                     let (mean, inverse) = moments(x, eps);
                     let mean_d = sum(c, |i| gamma[i] * dy[i]) / c as f32;
                     let along =
@@ -214,9 +226,10 @@ pub fn layer_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32>
                     for i in 0..c {
                         dx[i] = inverse * (gamma[i] * dy[i] - mean_d - (x[i] - mean) * along);
                     }
-                },
-            );
-        });
+                }
+            },
+        );
+    });
     dx
 }
 
@@ -239,15 +252,15 @@ pub fn sum_over_rows(dy: &[f32], c: usize) -> Vec<f32> {
 }
 
 /// Elements that one task takes.
-const ELEMENTS: usize = 4096;
+const ELEMENTS: usize = 8192;
 
 /// `silu(gate) * up`.
 pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut y = zeros(gate.len());
-    y.par_chunks_mut(ELEMENTS)
-        .zip(gate.par_chunks(ELEMENTS))
-        .zip(up.par_chunks(ELEMENTS))
-        .for_each(|((y, gate), up)| {
+    let inputs = (split(gate, ELEMENTS), split(up, ELEMENTS));
+    each_part(
+        (split_mut(&mut y, ELEMENTS), inputs),
+        |_, (y, (gate, up))| {
             wide(
                 #[inline(always)]
                 || {
@@ -256,42 +269,44 @@ pub fn swiglu(gate: &[f32], up: &[f32]) -> Vec<f32> {
                     }
                 },
             );
-        });
+        },
+    );
     y
 }
 
 /// dgate and dup of [`swiglu`].
 pub fn swiglu_backward(gate: &[f32], up: &[f32], dy: &[f32]) -> (Vec<f32>, Vec<f32>) {
     let (mut d_gate, mut d_up) = (zeros(gate.len()), zeros(gate.len()));
-    let inputs = gate
-        .par_chunks(ELEMENTS)
-        .zip(up.par_chunks(ELEMENTS))
-        .zip(dy.par_chunks(ELEMENTS));
-    d_gate
-        .par_chunks_mut(ELEMENTS)
-        .zip(d_up.par_chunks_mut(ELEMENTS))
-        .zip(inputs)
-        .for_each(|((d_gate, d_up), ((gate, up), dy))| {
-            wide(
-                #[inline(always)]
-                || {
-                    for i in 0..gate.len() {
-                        let s = sigmoid(gate[i]);
-                        d_gate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
-                        d_up[i] = dy[i] * gate[i] * s;
-                    }
-                },
-            );
-        });
+    let inputs = (
+        split(gate, ELEMENTS),
+        split(up, ELEMENTS),
+        split(dy, ELEMENTS),
+    );
+    let outputs = (
+        split_mut(&mut d_gate, ELEMENTS),
+        split_mut(&mut d_up, ELEMENTS),
+    );
+    each_part((outputs, inputs), |_, ((d_gate, d_up), (gate, up, dy))| {
+        wide(
+            #[inline(always)]
+            || {
+                for i in 0..gate.len() {
+                    let s = sigmoid(gate[i]);
+                    d_gate[i] = dy[i] * up[i] * s * (1.0 + gate[i] * (1.0 - s));
+                    d_up[i] = dy[i] * gate[i] * s;
+                }
+            },
+        );
+    });
     (d_gate, d_up)
 }
 
 /// The tanh form of GELU, which is `x · sigmoid(2 u)`.
 pub fn gelu(x: &[f32]) -> Vec<f32> {
     let mut y = zeros(x.len());
-    y.par_chunks_mut(ELEMENTS)
-        .zip(x.par_chunks(ELEMENTS))
-        .for_each(|(y, x)| {
+    each_part(
+        (split_mut(&mut y, ELEMENTS), split(x, ELEMENTS)),
+        |_, (y, x)| {
             wide(
                 #[inline(always)]
                 || {
@@ -300,17 +315,18 @@ pub fn gelu(x: &[f32]) -> Vec<f32> {
                     }
                 },
             );
-        });
+        },
+    );
     y
 }
 
 /// dx of [`gelu`].
 pub fn gelu_backward(x: &[f32], dy: &[f32]) -> Vec<f32> {
     let mut dx = zeros(x.len());
-    dx.par_chunks_mut(ELEMENTS)
-        .zip(x.par_chunks(ELEMENTS))
-        .zip(dy.par_chunks(ELEMENTS))
-        .for_each(|((dx, x), dy)| {
+    let inputs = (split(x, ELEMENTS), split(dy, ELEMENTS));
+    each_part(
+        (split_mut(&mut dx, ELEMENTS), inputs),
+        |_, (dx, (x, dy))| {
             wide(
                 #[inline(always)]
                 || {
@@ -321,28 +337,26 @@ pub fn gelu_backward(x: &[f32], dy: &[f32]) -> Vec<f32> {
                     }
                 },
             );
-        });
+        },
+    );
     dx
 }
 
 /// Sum of the squares, in f64.
 pub fn sum_of_squares(x: &[f32]) -> f64 {
-    let parts: Vec<f64> = x
-        .par_chunks(ELEMENTS)
-        .map(|x| {
-            let part = wide(
-                #[inline(always)]
-                || dot(x, x),
-            );
-            f64::from(part)
-        })
-        .collect();
+    let parts = map(x.len().div_ceil(ELEMENTS), |idx| {
+        let x = &x[idx * ELEMENTS..x.len().min((idx + 1) * ELEMENTS)];
+        f64::from(wide(
+            #[inline(always)]
+            || dot(x, x),
+        ))
+    });
     parts.into_iter().sum()
 }
 
 /// Multiplies by a number, in place.
 pub fn scale(x: &mut [f32], by: f32) {
-    x.par_chunks_mut(ELEMENTS).for_each(|x| {
+    each_part(split_mut(x, ELEMENTS), |_, x| {
         for x in x {
             *x *= by;
         }
@@ -373,23 +387,21 @@ pub struct AdamWStep {
 /// A step of `AdamW`, in place: one pass over weights, moments and gradients.
 pub fn adamw(step: &AdamWStep, x: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32]) {
     let step = *step;
-    x.par_chunks_mut(ELEMENTS)
-        .zip(m.par_chunks_mut(ELEMENTS))
-        .zip(v.par_chunks_mut(ELEMENTS))
-        .zip(gradient.par_chunks(ELEMENTS))
-        .for_each(|(((x, m), v), gradient)| {
-            wide(
-                #[inline(always)]
-                || {
-                    for (((x, m), v), g) in x.iter_mut().zip(m).zip(v).zip(gradient) {
-                        *m = *m * step.beta1 + g * step.rest1;
-                        *v = *v * step.beta2 + g * g * step.rest2;
-                        let update = *m / (v.sqrt() / step.root2 + step.eps) * step.rate;
-                        *x = *x * step.decay - update;
-                    }
-                },
-            );
-        });
+    let state = (split_mut(m, ELEMENTS), split_mut(v, ELEMENTS));
+    let parts = (split_mut(x, ELEMENTS), state, split(gradient, ELEMENTS));
+    each_part(parts, |_, (x, (m, v), gradient)| {
+        wide(
+            #[inline(always)]
+            || {
+                for (((x, m), v), g) in x.iter_mut().zip(m).zip(v).zip(gradient) {
+                    *m = *m * step.beta1 + g * step.rest1;
+                    *v = *v * step.beta2 + g * g * step.rest2;
+                    let update = *m / (v.sqrt() / step.root2 + step.eps) * step.rate;
+                    *x = *x * step.decay - update;
+                }
+            },
+        );
+    });
 }
 
 /// Extents of an attention, and the rotations of its positions.
@@ -472,8 +484,7 @@ impl Heads {
         (width, first): (usize, usize),
     ) {
         let (t, d) = (self.n_tokens, self.head_dim);
-        let rows = out.par_chunks_mut(t * width).enumerate();
-        rows.for_each(|(row, out)| {
+        each_part(split_mut(out, t * width), |row, out| {
             for idx in 0..n_heads {
                 for (token, vector) in head(row, idx).chunks_exact(d).enumerate() {
                     out[token * width + first + idx * d..][..d].copy_from_slice(vector);
@@ -497,12 +508,12 @@ impl Heads {
         })
     }
 
-    /// All pairs of row and key head.
-    fn jobs(&self) -> impl IndexedParallelIterator<Item = (usize, usize)> + use<> {
+    /// `f(row, key head)` for all pairs of the two, on all threads.
+    fn for_pairs<R: Send>(&self, f: impl Fn(usize, usize) -> R + Sync) -> Vec<R> {
         let n_kv_head = self.n_kv_head;
-        (0..self.n_rows * n_kv_head)
-            .into_par_iter()
-            .map(move |job| (job / n_kv_head, job % n_kv_head))
+        map(self.n_rows * n_kv_head, |pair| {
+            f(pair / n_kv_head, pair % n_kv_head)
+        })
     }
 }
 
@@ -601,48 +612,33 @@ pub struct Product {
 }
 
 impl Product {
-    /// The product of rows plus one row for all. [n]
-    pub fn forward_plus(&self, a: &[f32], b: &[f32], row: &[f32]) -> Vec<f32> {
-        let mut c = zeros(self.m * self.n);
+    /// The product, plus one row for all where there is one. [n]
+    pub fn forward(&self, a: &[f32], b: &[f32], row: Option<&[f32]>) -> Vec<f32> {
         let a = strided(a, self.m, self.k, !self.a_transposed);
         let b = strided(b, self.n, self.k, self.b_transposed);
-        gemm(self.m, self.n, self.k, &a, &b, Start::Row(row), &mut c);
-        c
-    }
-
-    /// The product.
-    pub fn forward(&self, a: &[f32], b: &[f32]) -> Vec<f32> {
-        let mut c = zeros(self.m * self.n);
-        let a = strided(a, self.m, self.k, !self.a_transposed);
-        let b = strided(b, self.n, self.k, self.b_transposed);
-        gemm(self.m, self.n, self.k, &a, &b, Start::Zero, &mut c);
-        c
+        product([self.m, self.n, self.k], &a, &b, row)
     }
 
     /// Gradient of A as it is stored, from that of the product.
     pub fn da(&self, b: &[f32], dc: &[f32]) -> Vec<f32> {
         let (m, n, k) = (self.m, self.n, self.k);
-        let mut da = zeros(m * k);
         let (dc, b) = (Strided::rows(dc, n), strided(b, k, n, !self.b_transposed));
         if self.a_transposed {
-            gemm(k, m, n, &b, &dc, Start::Zero, &mut da);
+            product([k, m, n], &b, &dc, None)
         } else {
-            gemm(m, k, n, &dc, &b, Start::Zero, &mut da);
+            product([m, k, n], &dc, &b, None)
         }
-        da
     }
 
     /// Gradient of B as it is stored, from that of the product.
     pub fn db(&self, a: &[f32], dc: &[f32]) -> Vec<f32> {
         let (m, n, k) = (self.m, self.n, self.k);
-        let mut db = zeros(k * n);
         let (dc, a) = (Strided::columns(dc, n), strided(a, k, m, self.a_transposed));
         if self.b_transposed {
-            gemm(n, k, m, &dc, &a, Start::Zero, &mut db);
+            product([n, k, m], &dc, &a, None)
         } else {
-            gemm(k, n, m, &a, &dc, Start::Zero, &mut db);
+            product([k, n, m], &a, &dc, None)
         }
-        db
     }
 }
 
@@ -671,7 +667,7 @@ pub fn attention_qkv(qkv: &[f32], heads: &Heads) -> Vec<f32> {
 
 fn attend([q, k, v]: [Beside; 3], heads: &Heads) -> Vec<f32> {
     let (t, d, group) = (heads.n_tokens, heads.head_dim, heads.group());
-    let one = |(row, kv): (usize, usize)| -> Vec<Vec<f32>> {
+    let one = |row: usize, kv: usize| -> Vec<Vec<f32>> {
         let k = heads.head(k, row, kv, true);
         let v = heads.head(v, row, kv, false);
         let mut p = vec![0.0; QUERIES.min(t) * t];
@@ -695,7 +691,7 @@ fn attend([q, k, v]: [Beside; 3], heads: &Heads) -> Vec<f32> {
             .map(&mut query_head)
             .collect()
     };
-    let parts: Vec<_> = heads.jobs().map(one).collect();
+    let parts = heads.for_pairs(one);
     let (width, _) = heads.widths();
     let mut out = zeros(heads.n_rows * t * width);
     let head =
@@ -786,7 +782,7 @@ fn attend_backward([q, k, v]: [Beside; 3], dy: &[f32], heads: &Heads) -> Attenti
     let dy = Beside::all(dy, q_width);
     let (t, d, group) = (heads.n_tokens, heads.head_dim, heads.group());
     let scale = 1.0 / (d as f32).sqrt();
-    let one = |(row, kv): (usize, usize)| -> HeadGradients {
+    let one = |row: usize, kv: usize| -> HeadGradients {
         let k = heads.head(k, row, kv, true);
         let v = heads.head(v, row, kv, false);
         let (mut dk, mut dv) = (vec![0.0; t * d], vec![0.0; t * d]);
@@ -848,37 +844,40 @@ fn attend_backward([q, k, v]: [Beside; 3], dy: &[f32], heads: &Heads) -> Attenti
         heads.unrotate(&mut dk);
         (dq, dk, dv)
     };
-    AttentionGradients(heads.jobs().map(one).collect())
+    AttentionGradients(heads.for_pairs(one))
 }
 
 /// Cross-entropy of rows of logits. On return `logits` holds the gradient of `scale` times the sum of the losses.
 /// logits [M, V], targets [M] -> the losses' sum
 pub fn cross_entropy(logits: &mut [f32], targets: &[u32], scale: f32) -> f64 {
     let v = logits.len() / targets.len();
-    let losses: Vec<f64> = logits
-        .par_chunks_mut(v)
-        .zip(targets.par_iter())
-        .map(|(row, &target)| {
-            let max = maximum(row);
-            let picked = row[target as usize] - max;
-            let total = wide(
-                #[inline(always)]
-                || {
-                    for value in row.iter_mut() {
-                        *value = exp(*value - max);
-                    }
-                    let total = sum(v, |i| row[i]);
-                    let factor = scale / total;
-                    for value in row.iter_mut() {
-                        *value *= factor;
-                    }
-                    total
-                },
-            );
-            row[target as usize] -= scale;
-            f64::from(total).ln() - f64::from(picked)
-        })
-        .collect();
+    let mut losses = vec![0.0; targets.len()];
+    let rows = (
+        split_mut(logits, v),
+        split_mut(&mut losses, 1),
+        split(targets, 1),
+    );
+    each_part(rows, |_, (row, loss, target)| {
+        let target = target[0] as usize;
+        let max = maximum(row);
+        let picked = row[target] - max;
+        let total = wide(
+            #[inline(always)]
+            || {
+                for value in row.iter_mut() {
+                    *value = exp(*value - max);
+                }
+                let total = sum(v, |i| row[i]);
+                let factor = scale / total;
+                for value in row.iter_mut() {
+                    *value *= factor;
+                }
+                total
+            },
+        );
+        row[target] -= scale;
+        loss[0] = f64::from(total).ln() - f64::from(picked);
+    });
     losses.iter().sum()
 }
 
@@ -1106,10 +1105,20 @@ mod tests {
                 turned(&a, m, k, a_transposed),
                 turned(&b, k, n, b_transposed),
             );
-            let y = product.forward(&a, &b);
+            let y = product.forward(&a, &b, None);
             assert_eq!(of_plain.get_or_insert_with(|| y.clone()), &y);
-            check_gradient(&|a| product.forward(a, &b), &a, &dy, &product.da(&b, &dy));
-            check_gradient(&|b| product.forward(&a, b), &b, &dy, &product.db(&a, &dy));
+            check_gradient(
+                &|a| product.forward(a, &b, None),
+                &a,
+                &dy,
+                &product.da(&b, &dy),
+            );
+            check_gradient(
+                &|b| product.forward(&a, b, None),
+                &b,
+                &dy,
+                &product.db(&a, &dy),
+            );
         }
         let exact: f32 = (0..k).map(|p| a[p] * b[p * n]).sum();
         assert!((of_plain.unwrap()[0] - exact).abs() < 1e-5);

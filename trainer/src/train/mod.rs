@@ -15,6 +15,7 @@ pub mod find_lr;
 pub mod fit;
 pub mod frozen;
 pub mod kernels;
+pub mod lora;
 pub mod loss;
 pub mod mirror;
 pub mod model;
@@ -167,8 +168,10 @@ fn print_json_or(json: bool, value: &impl Serialize, text: impl FnOnce() -> Stri
     }
 }
 
-/// Makes the thread pool that Burn's CPU backend uses. A process has one: a second call changes nothing.
+/// Sets how many threads training's kernels use, and makes the pool of Burn's own CPU operations. Of the latter a
+/// process has one: a second call changes nothing there.
 pub fn set_threads(n_threads: usize) {
+    fledgling_kernels::threads::set_threads(n_threads);
     // Fails only when the pool is there already.
     let _ = rayon::ThreadPoolBuilder::new()
         .num_threads(n_threads)

@@ -11,6 +11,7 @@ use super::{
     dropout::{Draw, Moment},
     frozen::Frozen,
     kernels::Heads,
+    lora::{LoraProduct, Tensors},
     ops,
 };
 use crate::{
@@ -50,16 +51,6 @@ pub struct Lora {
 }
 
 impl Lora {
-    /// [N, in] -> [N, out]
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let (a, b) = (self.lora_a.val(), self.lora_b.val());
-        let low = match self.draw {
-            Some(draw) => ops::dropped_product(x, a, draw),
-            None => ops::product(x, a, [false, true]),
-        }; // [N, rank]
-        ops::product(low.mul_scalar(self.size.scale()), b, [false, true])
-    }
-
     /// The addition as a file has it.
     pub(super) fn addition(&self) -> Addition {
         Addition {
@@ -72,20 +63,6 @@ impl Lora {
     /// From now on the addition is in the frozen matrix.
     pub(super) fn set_merged(&mut self) {
         self.is_merged = true;
-    }
-
-    /// Adds itself to the product of the matrix that it belongs to.
-    fn add_to(&self, y: Tensor<2>, x: Tensor<2>) -> Tensor<2> {
-        if !self.is_merged {
-            return y + self.forward(x);
-        }
-        if !self.lora_a.val().is_require_grad() {
-            return y;
-        }
-        // Straight through the quantisation: the value is y's, the gradients of A and B are those of the addition, and
-        // that of x comes from the matrix as it is used.
-        let addition = self.forward(x.detach());
-        y + (addition.clone() - addition.detach())
     }
 }
 
@@ -104,25 +81,37 @@ pub struct Linear {
 impl Linear {
     /// [N, in] -> [N, out]
     fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let y = match (&self.frozen, &self.bias) {
-            (None, None) => ops::product(x.clone(), dense(&self.weight), [false, true]),
-            (None, Some(bias)) => ops::linear(x.clone(), dense(&self.weight), bias.val()),
-            (Some(frozen), None) => ops::frozen_product(x.clone(), frozen, false),
-            (Some(frozen), Some(bias)) => {
-                ops::frozen_product(x.clone(), frozen, false) + bias.val().unsqueeze()
-            }
-        };
-        match &self.lora {
-            Some(lora) => lora.add_to(y, x),
-            None => y,
+        let bias = self.bias.as_ref().map(Param::val);
+        if let Some(lora) = &self.lora {
+            let product = LoraProduct {
+                matrix: self.frozen.clone(),
+                has_bias: bias.is_some(),
+                rank: lora.size.rank,
+                scale: lora.size.scale() as f32,
+                draw: lora.draw,
+                is_merged: lora.is_merged,
+            };
+            let tensors = Tensors {
+                x,
+                a: lora.lora_a.val(),
+                b: lora.lora_b.val(),
+                weight: self.weight.as_ref().map(Param::val),
+                bias: None,
+            };
+            return ops::lora_product(product, tensors, bias);
+        }
+        match (&self.frozen, bias) {
+            (None, None) => ops::product(x, dense(self.weight.as_ref()), [false, true]),
+            (None, Some(bias)) => ops::linear(x, dense(self.weight.as_ref()), bias),
+            (Some(frozen), None) => ops::frozen_product(x, frozen, false),
+            (Some(frozen), Some(bias)) => ops::frozen_product(x, frozen, false) + bias.unsqueeze(),
         }
     }
 }
 
 /// The values of a matrix that is not frozen in blocks.
-fn dense(weight: &Option<Param<Tensor<2>>>) -> Tensor<2> {
+fn dense(weight: Option<&Param<Tensor<2>>>) -> Tensor<2> {
     weight
-        .as_ref()
         .expect("a matrix is either a parameter or frozen in blocks")
         .val()
 }
@@ -169,7 +158,7 @@ impl Embedding {
     fn select(&self, ids: &[u32], device: &Device) -> Tensor<2> {
         match &self.frozen {
             Some(frozen) => frozen.select(ids, device),
-            None => dense(&self.weight).select(0, ints(ids, device)),
+            None => dense(self.weight.as_ref()).select(0, ints(ids, device)),
         }
     }
 }
@@ -496,7 +485,7 @@ impl Transformer {
         match frozen {
             Some(frozen) => Head::Frozen(frozen.clone()),
             None => {
-                let weight = dense(weight);
+                let weight = dense(weight.as_ref());
                 let is_trained = weight.is_require_grad();
                 Head::Dense(weight.inner(), is_trained)
             }

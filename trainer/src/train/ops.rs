@@ -2,9 +2,9 @@
 //! the CPU, through Burn's extension points. Shapes as in [`super::model`].
 
 use super::{
-    dropout::Draw,
     frozen::Frozen,
     kernels::{self, Heads, Product},
+    lora::{LoraProduct, Tensors},
 };
 use burn::{
     backend::{
@@ -46,8 +46,8 @@ pub enum Op {
     Product(Product),
     /// a, b, a row that is added to every row of the product
     ProductPlus(Product),
-    /// x [N, in], a [rank, in]: the product with dropout on x
-    DroppedProduct(Draw),
+    /// x [N, in], A [rank, in], B [out, rank], W [out, in] where it is not in blocks, a bias [out] where there is one
+    LoraProduct(LoraProduct),
     /// x [N, in], or [N, out] when `is_transposed`
     FrozenProduct {
         /// The other factor, which has no gradient.
@@ -66,7 +66,7 @@ impl Op {
             Self::Product(product) | Self::ProductPlus(product) => {
                 Shape::from([product.m, product.n])
             }
-            Self::DroppedProduct(_) => Shape::from([first[0], inputs[1][0]]),
+            Self::LoraProduct(_) => Shape::from([first[0], inputs[2][0]]),
             Self::FrozenProduct {
                 matrix,
                 is_transposed,
@@ -104,6 +104,23 @@ pub trait FusedOps: Backend {
         c: FloatTensor<Self>,
         op: Op,
     ) -> FloatTensor<Self>;
+    /// Four inputs.
+    fn fused4(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        op: Op,
+    ) -> FloatTensor<Self>;
+    /// Five inputs.
+    fn fused5(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        e: FloatTensor<Self>,
+        op: Op,
+    ) -> FloatTensor<Self>;
 }
 
 /// A backend that has the operations, forward and backward.
@@ -134,6 +151,25 @@ impl FusedOps for Flex {
     ) -> FloatTensor<Self> {
         <Self as Kernels>::forward(&op, [a, b, c])
     }
+    fn fused4(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        op: Op,
+    ) -> FloatTensor<Self> {
+        <Self as Kernels>::forward(&op, [a, b, c, d])
+    }
+    fn fused5(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        e: FloatTensor<Self>,
+        op: Op,
+    ) -> FloatTensor<Self> {
+        <Self as Kernels>::forward(&op, [a, b, c, d, e])
+    }
 }
 
 impl<B: Kernels, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
@@ -150,6 +186,25 @@ impl<B: Kernels, C: CheckpointStrategy> FusedOps for Autodiff<B, C> {
         op: Op,
     ) -> FloatTensor<Self> {
         tracked::<B, C, 3>([a, b, c], op)
+    }
+    fn fused4(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        op: Op,
+    ) -> FloatTensor<Self> {
+        tracked::<B, C, 4>([a, b, c, d], op)
+    }
+    fn fused5(
+        a: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        c: FloatTensor<Self>,
+        d: FloatTensor<Self>,
+        e: FloatTensor<Self>,
+        op: Op,
+    ) -> FloatTensor<Self> {
+        tracked::<B, C, 5>([a, b, c, d, e], op)
     }
 }
 
@@ -223,13 +278,13 @@ impl Kernels for Flex {
             Op::Gelu => kernels::gelu(x[0]),
             Op::Attention(heads) => kernels::attention(x[0], x[1], x[2], heads),
             Op::AttentionQkv(heads) => kernels::attention_qkv(x[0], heads),
-            Op::Product(product) => product.forward(x[0], x[1]),
-            Op::ProductPlus(product) => product.forward_plus(x[0], x[1], x[2]),
-            Op::DroppedProduct(draw) => draw.product(x[0], x[1]),
+            Op::Product(product) => product.forward(x[0], x[1], None),
+            Op::ProductPlus(product) => product.forward(x[0], x[1], Some(x[2])),
+            Op::LoraProduct(product) => product.forward(&product.tensors(x)),
             Op::FrozenProduct {
                 matrix,
                 is_transposed,
-            } => matrix.product(x[0], *is_transposed),
+            } => matrix.product(x[0], *is_transposed, None),
         };
         FlexTensor::from_data(TensorData::new(
             y,
@@ -279,14 +334,14 @@ impl Kernels for Flex {
                 want(1).then(|| product.db(x[0], dy)),
                 want(2).then(|| kernels::sum_over_rows(dy, x[2].len())),
             ],
-            Op::DroppedProduct(draw) => vec![
-                want(0).then(|| draw.dx(x[1], dy)),
-                want(1).then(|| draw.da(x[0], dy)),
-            ],
+            Op::LoraProduct(product) => {
+                let wanted = [want(0), want(1), want(2)];
+                product.backward(&product.tensors(x), dy, wanted).into()
+            }
             Op::FrozenProduct {
                 matrix,
                 is_transposed,
-            } => vec![Some(matrix.product(dy, !is_transposed))],
+            } => vec![Some(matrix.product(dy, !is_transposed, None))],
         };
         let mut gradients = gradients.into_iter();
         inputs.each_ref().map(|input| {
@@ -334,13 +389,27 @@ fn sizes(a: &Tensor<2>, b: &Tensor<2>, [a_transposed, b_transposed]: [bool; 2]) 
     }
 }
 
-/// `dropout(x) Aᵀ`: x [N, in], a [rank, in] -> [N, rank]
-pub fn dropped_product(x: Tensor<2>, a: Tensor<2>, draw: Draw) -> Tensor<2> {
-    Tensor::from_dispatch(Dispatch::fused2(
-        x.into_dispatch(),
-        a.into_dispatch(),
-        Op::DroppedProduct(draw),
-    ))
+/// A linear layer with a LoRA: `x Wᵀ + b + scale · (dropout(x) Aᵀ) Bᵀ`. W and b have no gradient. -> [N, out]
+pub fn lora_product(
+    of: LoraProduct,
+    tensors: Tensors<Tensor<2>>,
+    bias: Option<Tensor<1>>,
+) -> Tensor<2> {
+    let Tensors {
+        x, a, b, weight, ..
+    } = tensors;
+    let [x, a, b] = [x, a, b].map(Tensor::into_dispatch);
+    let op = Op::LoraProduct(of);
+    Tensor::from_dispatch(
+        match (
+            weight.map(Tensor::into_dispatch),
+            bias.map(Tensor::into_dispatch),
+        ) {
+            (None, None) => Dispatch::fused3(x, a, b, op),
+            (Some(d), None) | (None, Some(d)) => Dispatch::fused4(x, a, b, d, op),
+            (Some(weight), Some(bias)) => Dispatch::fused5(x, a, b, weight, bias, op),
+        },
+    )
 }
 
 /// `x Wᵀ`, or `x W` when `is_transposed`. [N, in] -> [N, out], or the other way round

@@ -23,7 +23,7 @@ use fledgling_core::{
     quant::DType,
     spec::{ModelSpec, tensor_table},
 };
-use rayon::prelude::*;
+use fledgling_kernels::threads::{each_part, split_mut};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
@@ -114,10 +114,9 @@ impl Qat {
 /// The same bits as export's merge, by all threads.
 fn merge(values: &mut [f32], addition: &Addition, n_in: usize) {
     const ROWS: usize = 64;
-    values
-        .par_chunks_mut(ROWS * n_in)
-        .enumerate()
-        .for_each(|(chunk, rows)| addition.add_to(rows, chunk * ROWS, 1.0));
+    each_part(split_mut(values, ROWS * n_in), |chunk, rows| {
+        addition.add_to(rows, chunk * ROWS, 1.0);
+    });
 }
 
 /// A trained matrix with the values of its quantisation.

@@ -4,12 +4,12 @@ use crate::{
     cpu::{
         Isa,
         kernels::{ACTIVATION_MAX, Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
-        pool::Columns,
         scalar,
         weights::Matrix,
     },
     quant::{DType, quantize},
 };
+use fledgling_pool::Columns;
 use half::{f16, slice::HalfFloatSliceExt};
 
 /// The tables to test on this machine, without the oracle's own.

@@ -1,6 +1,6 @@
-//! Threads for the forward pass, and the only places where they share mutable memory.
+//! Threads for the forward pass of inference and for training's kernels, and the only places where they share mutable memory.
 //!
-//! A forward pass is some hundred short parallel steps, so workers spin between them and go to sleep only when nothing
+//! Both are hundreds of short parallel steps, so workers spin between them and go to sleep only when nothing
 //! has come for about a millisecond. Work is claimed piece by piece from a counter, and a worker that the operating
 //! system is not running when a step begins is not waited for: the others take its pieces. Which thread takes which
 //! piece never changes a result (see "The arithmetic" in ARCHITECTURE.md). On wasm32 there are no threads.
@@ -33,7 +33,7 @@ const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 
 /// What one step runs: `(thread, piece)`.
-type Job<'a> = &'a (dyn Fn(usize, usize) + Sync);
+pub type Job<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 struct Shared {
     gate: AtomicU64,
@@ -52,7 +52,7 @@ struct Shared {
 unsafe impl Sync for Shared {}
 
 /// Threads that run steps together. The thread that calls is one of them.
-pub(crate) struct Pool {
+pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -70,7 +70,7 @@ impl Pool {
     ///
     /// # Errors
     /// When the operating system refuses a thread.
-    pub(crate) fn new(n_threads: usize) -> std::io::Result<Self> {
+    pub fn new(n_threads: usize) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             gate: AtomicU64::new(0),
             job: UnsafeCell::new(None),
@@ -98,7 +98,7 @@ impl Pool {
     }
 
     /// Threads that take part, the caller among them.
-    pub(crate) fn n_threads(&self) -> usize {
+    pub fn n_threads(&self) -> usize {
         self.workers.len() + 1
     }
 
@@ -106,7 +106,7 @@ impl Pool {
     ///
     /// # Panics
     /// When a piece panicked, after all threads have left the step.
-    fn run(&mut self, n_pieces: usize, job: Job<'_>) {
+    pub fn run(&mut self, n_pieces: usize, job: Job<'_>) {
         if self.workers.is_empty() || n_pieces == 1 {
             return (0..n_pieces).for_each(|piece| job(0, piece));
         }
@@ -122,15 +122,12 @@ impl Pool {
         shared.take_pieces(0, job);
         drop(step);
         let panicked = shared.panicked.load(Ordering::Relaxed);
-        assert!(
-            !panicked,
-            "a worker thread of the CPU engine panicked; its message is above"
-        );
+        assert!(!panicked, "a worker thread panicked; its message is above");
     }
 
     /// Splits the columns of `out` (`n_cols` wide) in ranges of whole `align`s and runs `f(range, columns, scratch)` for each;
     /// each thread has its own `scratch`.
-    pub(crate) fn for_columns<S: Send>(
+    pub fn for_columns<S: Send>(
         &mut self,
         out: &mut [f32],
         n_cols: usize,
@@ -158,7 +155,7 @@ impl Pool {
     }
 
     /// Runs `f(i, chunk)` for every chunk of `chunk_len` elements.
-    pub(crate) fn for_chunks<T: Send>(
+    pub fn for_chunks<T: Send>(
         &mut self,
         out: &mut [T],
         chunk_len: usize,
@@ -169,7 +166,7 @@ impl Pool {
     }
 
     /// Runs `f(i, chunk, scratch)` for every chunk of `chunk_len` elements; each thread has its own `scratch`.
-    pub(crate) fn for_chunks_with<T: Send, S: Send>(
+    pub fn for_chunks_with<T: Send, S: Send>(
         &mut self,
         out: &mut [T],
         chunk_len: usize,
@@ -323,7 +320,7 @@ impl<T> Exclusive<T> {
 unsafe impl<T: Send> Sync for Exclusive<T> {}
 
 /// Some columns of a row-major matrix, exclusively. [T, width]
-pub(crate) struct Columns<'a> {
+pub struct Columns<'a> {
     start: *mut f32,
     n_rows: usize,
     stride: usize,
@@ -346,22 +343,21 @@ impl Columns<'_> {
     }
 
     /// All columns of a matrix.
-    #[cfg(test)]
-    pub(crate) fn all(matrix: &mut [f32], n_cols: usize) -> Columns<'_> {
+    pub fn all(matrix: &mut [f32], n_cols: usize) -> Columns<'_> {
         let n_rows = matrix.len() / n_cols;
         // SAFETY: the slice is borrowed as long and holds `n_rows` rows of `n_cols`.
         unsafe { Columns::new(matrix.as_mut_ptr(), n_rows, n_cols, n_cols) }
     }
 
     /// Row `t` of these columns. [width]
-    pub(crate) fn row_mut(&mut self, t: usize) -> &mut [f32] {
+    pub fn row_mut(&mut self, t: usize) -> &mut [f32] {
         assert!(t < self.n_rows, "row {t} of {}", self.n_rows);
         // SAFETY: by `new`, and `&mut self` keeps two rows from being borrowed at once.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(t * self.stride), self.width) }
     }
 
     /// The columns `range` of these.
-    pub(crate) fn narrow(&mut self, range: Range<usize>) -> Columns<'_> {
+    pub fn narrow(&mut self, range: Range<usize>) -> Columns<'_> {
         assert!(
             range.start <= range.end && range.end <= self.width,
             "columns {range:?} of {}",
