@@ -1,7 +1,10 @@
 //! Matrix products of a training step, in f32 and bf16: GFLOP/s on all cores.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use fledgling_kernels::gemm::{How, Isa, Precision, Start, Strided, gemm_on};
+use fledgling_kernels::{
+    gemm::{How, Isa, Precision, Start, Strided, gemm_on},
+    narrow,
+};
 
 fn products(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("gemm");
@@ -44,5 +47,22 @@ fn products(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, products);
+/// The products of a LoRA of rank 8.
+fn narrow_products(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("narrow");
+    group.sample_size(10);
+    for [n, k] in [[456, 576], [456, 1536]] {
+        group.throughput(Throughput::Elements(2 * (n * 8 * k) as u64));
+        let (x, b, d) = (vec![0.5; n * k], vec![0.25; 8 * k], vec![0.25; 8 * n]);
+        group.bench_function(BenchmarkId::new("dots", format!("{n}x8x{k}")), |bencher| {
+            bencher.iter(|| narrow::dots(&x, &b, k));
+        });
+        group.bench_function(BenchmarkId::new("outer", format!("8x{k}x{n}")), |bencher| {
+            bencher.iter(|| narrow::outer(&d, &x, n));
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, products, narrow_products);
 criterion_main!(benches);

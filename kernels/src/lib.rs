@@ -6,6 +6,7 @@
 
 pub mod gemm;
 mod huge_pages;
+pub mod narrow;
 pub mod threads;
 mod wide;
 mod zeros;

@@ -17,9 +17,9 @@ static POOL: Mutex<Option<Pool>> = Mutex::new(None);
 /// 0 until it is set: as many as the machine has cores.
 static N_THREADS: AtomicUsize = AtomicUsize::new(0);
 
-/// Sets how many threads kernels use from now on, the calling one among them; at least 1.
+/// Sets how many threads kernels use from now on, the calling one among them; 0 takes as many as there are cores.
 pub fn set_threads(n: usize) {
-    N_THREADS.store(n.max(1), Ordering::Relaxed);
+    N_THREADS.store(n, Ordering::Relaxed);
     *POOL.lock().unwrap_or_else(PoisonError::into_inner) = None;
 }
 

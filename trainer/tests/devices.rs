@@ -10,6 +10,7 @@ mod common;
 
 use common::{Place, Ran};
 use fledgling_core::{quant::DType, spec::Family};
+use fledgling_kernels::Precision;
 use serde_json::Value;
 use std::fs;
 
@@ -141,8 +142,46 @@ fn a_device_that_is_not_there_is_named_and_auto_never_takes_software() {
     prepare(&place);
     train(&place, "a", "gpu:7", &[]).fails(1, &["gpu:7", "gpu:0 is"]);
     train(&place, "a", "tpu", &[]).fails(1, &["tpu", "gpu:N"]);
-    train(&place, "a", "cpu", &["--set", "train.dtype=bf16"]).fails(1, &["bf16", "f32"]);
+    train(
+        &place,
+        "a",
+        "gpu",
+        &["--trust-device", "--set", "train.dtype=bf16"],
+    )
+    .fails(1, &["bf16", "f32"]);
     let ran = train(&place, "auto", "auto", &[]);
     assert!(ran.stderr.contains("device: CPU"), "{}", ran.stderr);
     ran.ok();
+}
+
+#[test]
+fn a_cpu_trains_in_bf16_where_it_has_it_near_f32_and_resumes_to_the_bit() {
+    let place = Place::new();
+    prepare(&place);
+    let bf16 = ["--set", "train.dtype=bf16"];
+    let whole = train(&place, "whole", "cpu", &bf16);
+    if !Precision::Bf16.is_native() {
+        whole.fails(1, &["bf16", "AVX512-BF16", "f32"]);
+        return;
+    }
+    assert!(whole.stderr.contains(", bf16: "), "{}", whole.stderr);
+    whole.ok();
+    train(&place, "f32", "cpu", &[]).ok();
+    let (f32, whole) = (losses(&place, "f32"), losses(&place, "whole"));
+    assert_ne!(f32, whole);
+    let first = f32[0];
+    for (f32, bf16) in f32.iter().zip(&whole) {
+        // As the self-test allows.
+        assert!((f32 - bf16).abs() < 3e-2 * first, "{bf16} instead of {f32}");
+    }
+    train(
+        &place,
+        "parts",
+        "cpu",
+        &[&bf16[..], &["--until", "2"]].concat(),
+    );
+    train(&place, "parts", "cpu", &[&bf16[..], &["--resume"]].concat()).ok();
+    let weights =
+        |run: &str| fs::read(place.path("runs").join(run).join("model.safetensors")).unwrap();
+    assert!(weights("whole") == weights("parts"), "other bits");
 }

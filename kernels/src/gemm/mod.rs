@@ -9,7 +9,7 @@
 mod pack;
 mod tile;
 
-pub use pack::{Operand, Strided};
+pub use pack::{Behind, Operand, Strided};
 pub use tile::{Isa, Pair};
 
 use crate::threads;
@@ -56,7 +56,7 @@ impl Precision {
         }
     }
 
-    /// What [`gemm`] and [`gemm_serial`] compute in, in this process.
+    /// What [`gemm`] and [`product`] compute in, in this process.
     pub fn current() -> Self {
         if IN_BF16.load(Ordering::Relaxed) {
             Self::Bf16
@@ -65,7 +65,7 @@ impl Precision {
         }
     }
 
-    /// Sets what [`gemm`] and [`gemm_serial`] compute in from now on.
+    /// Sets what [`gemm`] and [`product`] compute in from now on.
     pub fn make_current(self) {
         IN_BF16.store(self == Self::Bf16, Ordering::Relaxed);
     }
@@ -167,7 +167,8 @@ pub fn product(
     c
 }
 
-/// [`gemm`] on the calling thread alone, into rows of C that are `ldc` apart.
+/// `C = start + A · B` in f32 on the calling thread alone, into rows of C that are `ldc` apart: for products within
+/// attention, whose scores and probabilities lose too much in bf16.
 ///
 /// # Panics
 /// When `c` is too short.
@@ -181,7 +182,7 @@ pub fn gemm_serial(
 ) {
     let how = How {
         isa: Isa::best(),
-        precision: Precision::current(),
+        precision: Precision::F32,
         parallel: false,
     };
     gemm_on(how, size, a, b, start, (c, ldc));

@@ -18,13 +18,79 @@ pub trait Operand: Sync {
         width: usize,
         panel: &mut [Pair],
     ) {
-        with_buffer(&UNROUNDED, depth.len() * width, |values: &mut [f32]| {
-            self.pack(lanes, depth, width, values);
-            for (values, out) in values.chunks(2 * width).zip(panel.chunks_mut(width)) {
-                let (low, high) = values.split_at(width);
-                pairs(low, high, out);
-            }
-        });
+        round(self, lanes, depth, width, panel);
+    }
+}
+
+/// [`Operand::pack_pairs`] of any operand.
+fn round(
+    operand: &(impl Operand + ?Sized),
+    lanes: Range<usize>,
+    depth: Range<usize>,
+    width: usize,
+    panel: &mut [Pair],
+) {
+    with_buffer(&UNROUNDED, depth.len() * width, |values: &mut [f32]| {
+        operand.pack(lanes, depth, width, values);
+        for (values, out) in values.chunks(2 * width).zip(panel.chunks_mut(width)) {
+            let (low, high) = values.split_at(width);
+            pairs(low, high, out);
+        }
+    });
+}
+
+/// Two operands with the same lanes, one behind the other in depth: with them a product is the sum of two,
+/// `[A1 A2] · [B1; B2] = A1 B1 + A2 B2`, without a pass over C for the second.
+#[derive(Debug)]
+pub struct Behind<'a, A, B> {
+    first: &'a A,
+    /// Depth of the first.
+    depth: usize,
+    second: &'a B,
+}
+
+impl<'a, A: Operand, B: Operand> Behind<'a, A, B> {
+    /// `second` behind the `depth` of `first`.
+    pub fn new(first: &'a A, depth: usize, second: &'a B) -> Self {
+        Self {
+            first,
+            depth,
+            second,
+        }
+    }
+
+    /// The depths of each of the two.
+    fn parts(&self, depth: Range<usize>) -> (Range<usize>, Range<usize>) {
+        let end = self.depth;
+        (
+            depth.start.min(end)..depth.end.min(end),
+            depth.start.max(end) - end..depth.end.max(end) - end,
+        )
+    }
+}
+
+impl<A: Operand, B: Operand> Operand for Behind<'_, A, B> {
+    fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
+        let (first, second) = self.parts(depth);
+        let (of_first, of_second) = panel.split_at_mut(first.len() * width);
+        self.first.pack(lanes.clone(), first, width, of_first);
+        self.second.pack(lanes, second, width, of_second);
+    }
+
+    fn pack_pairs(
+        &self,
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [Pair],
+    ) {
+        let (first, second) = self.parts(depth.clone());
+        if first.len() % 2 == 1 {
+            return round(self, lanes, depth, width, panel);
+        }
+        let (of_first, of_second) = panel.split_at_mut(first.len() / 2 * width);
+        self.first.pack_pairs(lanes.clone(), first, width, of_first);
+        self.second.pack_pairs(lanes, second, width, of_second);
     }
 }
 
@@ -270,6 +336,32 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn operands_behind_each_other_are_those_of_the_joined_matrix() {
+        let (rows, k1, k2) = (20, 37, 24);
+        let joined: Vec<f32> = (0..rows * (k1 + k2)).map(|i| i as f32).collect();
+        let (mut first, mut second) = (Vec::new(), Vec::new());
+        for row in joined.chunks(k1 + k2) {
+            first.extend_from_slice(&row[..k1]);
+            second.extend_from_slice(&row[k1..]);
+        }
+        let (first, second) = (Strided::rows(&first, k1), Strided::rows(&second, k2));
+        let joined = Strided::rows(&joined, k1 + k2);
+        let both = Behind::new(&first, k1, &second);
+        for depth in [0..61, 0..16, 36..40, 35..60, 37..61, 40..48, 5..37] {
+            let size = 16 * depth.len();
+            let (mut got, mut expected) = (vec![-1.0; size], vec![-2.0; size]);
+            both.pack(1..15, depth.clone(), 16, &mut got);
+            joined.pack(1..15, depth.clone(), 16, &mut expected);
+            assert_eq!(got, expected, "{depth:?}");
+            let size = 16 * depth.len().div_ceil(2);
+            let (mut got, mut expected) = (vec![Pair(1); size], vec![Pair(2); size]);
+            both.pack_pairs(1..15, depth.clone(), 16, &mut got);
+            joined.pack_pairs(1..15, depth.clone(), 16, &mut expected);
+            assert_eq!(got, expected, "{depth:?}");
+        }
+    }
 
     #[test]
     fn panels_hold_each_lane_at_each_depth_and_then_zeros() {

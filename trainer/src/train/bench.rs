@@ -52,9 +52,16 @@ pub struct BenchArgs {
     /// Where to compute: cpu, gpu, gpu:N or auto
     #[arg(long, default_value = "cpu")]
     pub device: Choice,
+    /// What matrices are multiplied in: f32 or bf16
+    #[arg(long, default_value = "f32", value_parser = dtype)]
+    pub dtype: Dtype,
     /// Print one line of JSON
     #[arg(long)]
     pub json: bool,
+}
+
+fn dtype(name: &str) -> std::result::Result<Dtype, String> {
+    Dtype::from_name(name).ok_or_else(|| "it is f32 or bf16".to_owned())
 }
 
 /// What was measured.
@@ -109,7 +116,7 @@ pub fn measure(args: &BenchArgs) -> Result<BenchReport> {
         "every size is at least 1, --ctx and --vocab at least 2"
     );
     set_threads(args.threads);
-    let chosen = device::choose(args.device, Dtype::F32, false)?;
+    let chosen = device::choose(args.device, args.dtype, false)?;
     device::guard(&chosen.device, || measure_on(args, &chosen))
 }
 
@@ -225,6 +232,7 @@ pub fn speed(device: &Device) -> Result<Speed> {
         steps: 1,
         threads: 0,
         device: Choice::Cpu,
+        dtype: Dtype::F32,
         json: false,
     };
     device::guard(device, || {

@@ -197,7 +197,7 @@ pub enum Dtype {
     /// 32 bits.
     #[default]
     F32,
-    /// 16 bits, 8 of them for the exponent: on GPUs that have it.
+    /// 16 bits, 8 of them for the exponent: on CPUs (AVX512-BF16) and GPUs that have it.
     Bf16,
 }
 

@@ -14,6 +14,7 @@ use crate::{files::human_bytes, output::note};
 use anyhow::{Context, Result, bail, ensure};
 use burn::tensor::{Device, FloatDType};
 use fledgling_core::spec::{ModelSpec, tensor_table};
+use fledgling_kernels::Precision;
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
@@ -393,6 +394,30 @@ impl Chosen {
         )
     }
 
+    /// The CPU, from now on multiplying in bf16.
+    fn in_bf16(mut self, trust: bool) -> Result<Self> {
+        if !Precision::Bf16.is_native() {
+            bail!(
+                "train.dtype = \"bf16\": this CPU has no instructions for it (AVX512-BF16). Train in \"f32\", or on a GPU with a build with the feature `vulkan` or `cuda` ({})",
+                self.why
+            );
+        }
+        let outcome = selftest::cpu_in_bf16();
+        match (&outcome, trust) {
+            (Outcome::Passed { .. }, _) => {}
+            (_, true) => note(format!(
+                "WARNING: bf16 is used against its self-test, because of --trust-device: {outcome}"
+            )),
+            (_, false) => {
+                bail!("train.dtype = \"bf16\" is not used on this CPU: {outcome}. Train in \"f32\"")
+            }
+        }
+        Precision::Bf16.make_current();
+        self.name.push_str(", bf16");
+        self.why = format!("{}; {outcome}", self.why);
+        Ok(self)
+    }
+
     fn cpu(why: impl Into<String>) -> Self {
         Self {
             device: Device::flex(),
@@ -419,10 +444,7 @@ pub fn choose(choice: Choice, dtype: Dtype, trust: bool) -> Result<Chosen> {
         Choice::Gpu(idx) => explicit(idx, dtype, trust)?,
     };
     if dtype == Dtype::Bf16 && is_cpu(&chosen.device) {
-        bail!(
-            "train.dtype = \"bf16\" needs a GPU and a build with the feature `vulkan` or `cuda`; the CPU computes in \"f32\" ({})",
-            chosen.why
-        );
+        return chosen.in_bf16(trust);
     }
     Ok(chosen)
 }

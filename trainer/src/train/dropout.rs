@@ -5,8 +5,11 @@
 //! the column: a resumed run draws the same, and so does one that splits a step into other batches. Nothing is
 //! kept for the backward pass, which draws again.
 
-use super::kernels::Product;
-use fledgling_kernels::threads::{each_part, split_mut};
+use fledgling_kernels::{
+    Strided,
+    gemm::product,
+    threads::{each_part, split_mut},
+};
 
 /// Rows that one task draws for.
 const ROWS: usize = 16;
@@ -60,27 +63,16 @@ impl Draw {
         }
     }
 
-    /// `dropout(x) Aᵀ`: x [N, in], a [rank, in] -> [N, rank]
-    pub fn product(&self, x: &[f32], a: &[f32]) -> Vec<f32> {
-        let product = self.plain(x.len() / self.n_in, a.len() / self.n_in);
-        product.forward(&self.dropped(x.to_vec()), a, None)
-    }
-
-    /// The gradient of x: `mask ⊙ (dy A)`. [N, in]
+    /// The gradient of x from that of `dropout(x) Aᵀ`: `mask ⊙ (dy A)`. [N, in]
     pub fn dx(&self, a: &[f32], dy: &[f32]) -> Vec<f32> {
-        let rank = a.len() / self.n_in;
-        self.dropped(self.plain(dy.len() / rank, rank).da(a, dy))
-    }
-
-    /// The gradient of A: `dyᵀ (mask ⊙ x)`. [rank, in]
-    pub fn da(&self, x: &[f32], dy: &[f32]) -> Vec<f32> {
-        let n = x.len() / self.n_in;
-        self.plain(n, dy.len() / n)
-            .db(&self.dropped(x.to_vec()), dy)
+        let (rank, n_in) = (a.len() / self.n_in, self.n_in);
+        let size = [dy.len() / rank, n_in, rank];
+        let (dy, a) = (Strided::rows(dy, rank), Strided::columns(a, n_in));
+        self.dropped(product(size, &dy, &a, None))
     }
 
     /// Values with some left out and the others raised. [N, C]
-    fn dropped(&self, mut values: Vec<f32>) -> Vec<f32> {
+    pub fn dropped(&self, mut values: Vec<f32>) -> Vec<f32> {
         let threshold = (self.probability * (1_u64 << 32) as f64) as u64;
         let kept = (1.0 / (1.0 - self.probability)) as f32;
         let each = |i: usize, row: &mut [f32]| {
@@ -109,16 +101,5 @@ impl Draw {
     /// What n rows of x are multiplied by: 0, or 1 / (1 - p). [N, in]
     pub fn mask(&self, n: usize) -> Vec<f32> {
         self.dropped(vec![1.0; n * self.n_in])
-    }
-
-    /// The product without dropout.
-    fn plain(&self, n: usize, rank: usize) -> Product {
-        Product {
-            m: n,
-            n: rank,
-            k: self.n_in,
-            a_transposed: false,
-            b_transposed: true,
-        }
     }
 }

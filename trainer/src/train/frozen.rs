@@ -115,12 +115,11 @@ impl Frozen {
         Tensor::from_data(TensorData::new(values, [ids.len(), self.n_in]), device)
     }
 
-    /// `x Wᵀ`, or `x W` when `is_transposed`, plus one row for all where there is one. [N, in] -> [N, out], or the
-    /// other way round
+    /// `x Wᵀ`, or `x W` when `is_transposed`. [N, in] -> [N, out], or the other way round
     ///
     /// # Panics
     /// When x has rows of another length.
-    pub fn product(&self, x: &[f32], is_transposed: bool, row: Option<&[f32]>) -> Vec<f32> {
+    pub fn product(&self, x: &[f32], is_transposed: bool) -> Vec<f32> {
         let (n_in, n_out) = if is_transposed {
             (self.n_out, self.n_in)
         } else {
@@ -129,10 +128,20 @@ impl Frozen {
         let size = [x.len() / n_in, n_out, n_in];
         let x = Strided::rows(x, n_in);
         if is_transposed {
-            product(size, &x, &Columns(self), row)
+            product(size, &x, &self.columns_of_b(), None)
         } else {
-            product(size, &x, &Rows(self), row)
+            product(size, &x, &self.rows_of_b(), None)
         }
+    }
+
+    /// The matrix as B of a product whose columns are its rows: `x Wᵀ`.
+    pub fn rows_of_b(&self) -> Rows<'_> {
+        Rows(self)
+    }
+
+    /// The matrix as B of a product: `x W`.
+    pub fn columns_of_b(&self) -> Columns<'_> {
+        Columns(self)
     }
 
     /// Calls `f` with the values of some columns of some rows, and their number from one row to the next.
@@ -164,8 +173,9 @@ thread_local! {
     static VALUES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// The matrix as B of a product whose columns are its rows.
-struct Rows<'a>(&'a Frozen);
+/// See [`Frozen::rows_of_b`].
+#[derive(Debug)]
+pub struct Rows<'a>(&'a Frozen);
 
 impl Operand for Rows<'_> {
     fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
@@ -189,8 +199,9 @@ impl Operand for Rows<'_> {
     }
 }
 
-/// The matrix as B of a product whose columns are its own.
-struct Columns<'a>(&'a Frozen);
+/// See [`Frozen::columns_of_b`].
+#[derive(Debug)]
+pub struct Columns<'a>(&'a Frozen);
 
 impl Operand for Columns<'_> {
     fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {

@@ -3,15 +3,13 @@
 //!
 //! Legend: x [N, in], W [out, in], A [rank, in], B [out, rank], b [out].
 
-use super::{
-    dropout::Draw,
-    frozen::Frozen,
-    kernels::{Product, scale},
-};
+use super::{dropout::Draw, frozen::Frozen, kernels::scale};
 use fledgling_kernels::{
-    Strided,
-    gemm::{Start, gemm, product},
+    Operand, Strided,
+    gemm::{Behind, product},
+    narrow,
 };
+use std::borrow::Cow;
 
 /// What the product is made of beside its tensors, which are x, A, B, then W where it is not frozen in blocks, then b
 /// where there is one.
@@ -72,21 +70,30 @@ impl LoraProduct {
     /// `y`. -> [N, out]
     pub fn forward(&self, of: &Tensors<&[f32]>) -> Vec<f32> {
         let ([n_out, n_in], rank) = (self.shape(of), self.rank);
-        let n = of.x.len() / n_in;
-        let mut y = match (&self.matrix, of.weight) {
-            (Some(matrix), _) => matrix.product(of.x, false, of.bias),
-            (None, Some(weight)) => {
-                let (x, weight) = (Strided::rows(of.x, n_in), Strided::rows(weight, n_in));
-                product([n, n_out, n_in], &x, &weight, of.bias)
-            }
-            (None, None) => unreachable!("a matrix is in blocks or dense"),
-        };
-        if !self.is_merged {
-            let low = self.low(of, n, n_in);
-            let (low, b) = (Strided::rows(&low, rank), Strided::rows(of.b, rank));
-            gemm(n, n_out, rank, &low, &b, Start::Add, &mut y);
+        let size = [of.x.len() / n_in, n_out, n_in];
+        let x = Strided::rows(of.x, n_in);
+        if self.is_merged {
+            return self.with_matrix(
+                of,
+                false,
+                Plain {
+                    size,
+                    x,
+                    row: of.bias,
+                },
+            );
         }
-        y
+        let low = self.low(of, &self.dropped(of.x));
+        let (low, b) = (Strided::rows(&low, rank), Strided::rows(of.b, rank));
+        let [n, n_out, n_in] = size;
+        let plus = Plus {
+            size: [n, n_out, n_in + rank],
+            x: Behind::new(&x, n_in, &low),
+            depth: n_in,
+            more: b,
+            row: of.bias,
+        };
+        self.with_matrix(of, false, plus)
     }
 
     /// Gradients of x, A and B, where they are wanted.
@@ -98,66 +105,143 @@ impl LoraProduct {
     ) -> [Option<Vec<f32>>; 3] {
         let ([n_out, n_in], rank) = (self.shape(of), self.rank);
         let n = of.x.len() / n_in;
-        let adds_to_x = wanted[0] && !self.is_merged;
-        let d_low = (wanted[1] || adds_to_x).then(|| {
-            let (dy, b) = (Strided::rows(dy, n_out), Strided::columns(of.b, rank));
-            let mut d_low = product([n, rank, n_out], &dy, &b, None);
+        let dropped = self.dropped(of.x);
+        let d_low = (wanted[1] || (wanted[0] && !self.is_merged)).then(|| {
+            let mut d_low = times_rows(dy, &narrow::transposed(of.b, rank), n_out);
             scale(&mut d_low, self.scale);
             d_low
         }); // [N, rank]
         let d_low = d_low.as_deref().unwrap_or_default();
         let dx = wanted[0].then(|| {
-            let mut dx = match (&self.matrix, of.weight) {
-                (Some(matrix), _) => matrix.product(dy, true, None),
-                (None, Some(weight)) => {
-                    let (dy, weight) = (Strided::rows(dy, n_out), Strided::columns(weight, n_in));
-                    product([n, n_in, n_out], &dy, &weight, None)
-                }
-                (None, None) => unreachable!("a matrix is in blocks or dense"),
-            };
+            let size = [n, n_in, n_out];
+            let rows = Strided::rows(dy, n_out);
             match self.draw {
-                _ if self.is_merged => {}
-                None => {
-                    let (d_low, a) = (Strided::rows(d_low, rank), Strided::columns(of.a, n_in));
-                    gemm(n, n_in, rank, &d_low, &a, Start::Add, &mut dx);
+                None if !self.is_merged => {
+                    let (low, a) = (Strided::rows(d_low, rank), Strided::columns(of.a, n_in));
+                    let plus = Plus {
+                        size: [n, n_in, n_out + rank],
+                        x: Behind::new(&rows, n_out, &low),
+                        depth: n_out,
+                        more: a,
+                        row: None,
+                    };
+                    self.with_matrix(of, true, plus)
                 }
-                Some(draw) => {
+                Some(draw) if !self.is_merged => {
+                    let mut dx = self.with_matrix(
+                        of,
+                        true,
+                        Plain {
+                            size,
+                            x: rows,
+                            row: None,
+                        },
+                    );
                     for (dx, more) in dx.iter_mut().zip(draw.dx(of.a, d_low)) {
                         *dx += more;
                     }
+                    dx
                 }
+                _ => self.with_matrix(
+                    of,
+                    true,
+                    Plain {
+                        size,
+                        x: rows,
+                        row: None,
+                    },
+                ),
             }
-            dx
         });
-        let da = wanted[1].then(|| match self.draw {
-            Some(draw) => draw.da(of.x, d_low),
-            None => Self::down(n, rank, n_in).db(of.x, d_low),
-        });
+        let da = wanted[1].then(|| columns_times(d_low, &dropped, n));
         let db = wanted[2].then(|| {
-            let low = self.low(of, n, n_in);
-            let (dy, low) = (Strided::columns(dy, n_out), Strided::columns(&low, rank));
-            product([n_out, rank, n], &dy, &low, None)
+            let low = self.low(of, &dropped);
+            narrow::transposed(&columns_times(&low, dy, n), n_out)
         });
         [dx, da, db]
     }
 
+    fn dropped<'a>(&self, x: &'a [f32]) -> Cow<'a, [f32]> {
+        match self.draw {
+            Some(draw) => draw.dropped(x.to_vec()).into(),
+            None => x.into(),
+        }
+    }
+
     /// `scale · dropout(x) Aᵀ`. -> [N, rank]
-    fn low(&self, of: &Tensors<&[f32]>, n: usize, n_in: usize) -> Vec<f32> {
-        let mut low = match self.draw {
-            Some(draw) => draw.product(of.x, of.a),
-            None => Self::down(n, self.rank, n_in).forward(of.x, of.a, None),
-        };
+    fn low(&self, of: &Tensors<&[f32]>, dropped: &[f32]) -> Vec<f32> {
+        let mut low = times_rows(dropped, of.a, of.a.len() / self.rank);
         scale(&mut low, self.scale);
         low
     }
 
-    fn down(n: usize, rank: usize, n_in: usize) -> Product {
-        Product {
-            m: n,
-            n: rank,
-            k: n_in,
-            a_transposed: false,
-            b_transposed: true,
+    /// A product with W as B, or with Wᵀ where it is wanted `turned`.
+    fn with_matrix(&self, of: &Tensors<&[f32]>, turned: bool, by: impl ByMatrix) -> Vec<f32> {
+        let n_in = of.a.len() / self.rank;
+        match (&self.matrix, of.weight) {
+            (Some(matrix), _) if turned => by.times(&matrix.columns_of_b()),
+            (Some(matrix), _) => by.times(&matrix.rows_of_b()),
+            (None, Some(weight)) if turned => by.times(&Strided::columns(weight, n_in)),
+            (None, Some(weight)) => by.times(&Strided::rows(weight, n_in)),
+            (None, None) => unreachable!("a matrix is in blocks or dense"),
         }
     }
+}
+
+/// What is multiplied with a matrix of any kind.
+trait ByMatrix {
+    fn times(&self, matrix: &impl Operand) -> Vec<f32>;
+}
+
+/// `x · matrix`, plus a row.
+struct Plain<'a> {
+    size: [usize; 3],
+    x: Strided<'a>,
+    row: Option<&'a [f32]>,
+}
+
+/// `x · [matrix; more]`, plus a row.
+struct Plus<'a> {
+    size: [usize; 3],
+    x: Behind<'a, Strided<'a>, Strided<'a>>,
+    /// Rows of the matrix.
+    depth: usize,
+    more: Strided<'a>,
+    row: Option<&'a [f32]>,
+}
+
+impl ByMatrix for Plain<'_> {
+    fn times(&self, matrix: &impl Operand) -> Vec<f32> {
+        product(self.size, &self.x, matrix, self.row)
+    }
+}
+
+impl ByMatrix for Plus<'_> {
+    fn times(&self, matrix: &impl Operand) -> Vec<f32> {
+        let matrix = Behind::new(matrix, self.depth, &self.more);
+        product(self.size, &self.x, &matrix, self.row)
+    }
+}
+
+/// `x · bᵀ`: x [N, k], b [r, k] -> [N, r]
+fn times_rows(x: &[f32], b: &[f32], k: usize) -> Vec<f32> {
+    let (n, r) = (x.len() / k, b.len() / k);
+    if r <= narrow::MOST {
+        return narrow::dots(x, b, k);
+    }
+    product([n, r, k], &Strided::rows(x, k), &Strided::rows(b, k), None)
+}
+
+/// `dᵀ · x`: d [N, r], x [N, c] -> [r, c]
+fn columns_times(d: &[f32], x: &[f32], n: usize) -> Vec<f32> {
+    let (r, c) = (d.len() / n, x.len() / n);
+    if r <= narrow::MOST {
+        return narrow::outer(d, x, n);
+    }
+    product(
+        [r, c, n],
+        &Strided::columns(d, r),
+        &Strided::columns(x, c),
+        None,
+    )
 }

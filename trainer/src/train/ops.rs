@@ -284,7 +284,7 @@ impl Kernels for Flex {
             Op::FrozenProduct {
                 matrix,
                 is_transposed,
-            } => matrix.product(x[0], *is_transposed, None),
+            } => matrix.product(x[0], *is_transposed),
         };
         FlexTensor::from_data(TensorData::new(
             y,
@@ -341,7 +341,7 @@ impl Kernels for Flex {
             Op::FrozenProduct {
                 matrix,
                 is_transposed,
-            } => vec![Some(matrix.product(dy, !is_transposed, None))],
+            } => vec![Some(matrix.product(dy, !is_transposed))],
         };
         let mut gradients = gradients.into_iter();
         inputs.each_ref().map(|input| {

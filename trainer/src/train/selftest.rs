@@ -21,6 +21,7 @@ use crate::{
 use anyhow::{Context, Result};
 use burn::tensor::Device;
 use fledgling_core::spec::ModelSpec;
+use fledgling_kernels::Precision;
 use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng, SeedableRng},
@@ -39,9 +40,12 @@ const LR: f64 = 1e-2;
 ///
 /// In f32 two right programs differ in the order of sums: 1e-6 on lavapipe (docs/train/devices.md), and some 1e-5 with
 /// sums over thousands of values. A wrong kernel is far beyond: 3e-3 of the loss for the one that was met, and its
-/// gradients point elsewhere. In bf16 each factor of a product has 8 bits, 4e-3.
+/// gradients point elsewhere. In bf16 each factor of a product has 8 bits, 4e-3, and `AdamW`'s first steps go by the signs of
+/// gradients, which turn where these are small: 1e-2 of the first loss at the third step on a CPU, and 5e-2 of the
+/// gradients of Qwen 3's norms of keys, in which much cancels.
 #[derive(Debug, Clone, Copy)]
 struct Tolerance {
+    /// As a share of the first loss: the later ones fall to a sixth of it.
     loss: f64,
     gradient: f64,
 }
@@ -53,8 +57,8 @@ fn tolerance(dtype: Dtype) -> Tolerance {
             gradient: 1e-3,
         },
         Dtype::Bf16 => Tolerance {
-            loss: 1e-2,
-            gradient: 5e-2,
+            loss: 3e-2,
+            gradient: 1.5e-1,
         },
     }
 }
@@ -260,6 +264,21 @@ fn within(difference: f64, tolerance: f64) -> bool {
     difference <= tolerance
 }
 
+/// Whether this CPU's products in bf16 are near those in f32; it takes a fraction of a second, so that it is not
+/// remembered.
+pub fn cpu_in_bf16() -> Outcome {
+    let before = Precision::current();
+    Precision::F32.make_current();
+    let outcome = examine(cases(), Dtype::Bf16, |case| {
+        Precision::Bf16.make_current();
+        let measured = measure(case, &Device::flex());
+        Precision::F32.make_current();
+        measured
+    });
+    before.make_current();
+    outcome
+}
+
 /// The outcome of one case.
 fn compare(case: &str, cpu: &Measured, gpu: &Measured, tolerance: Tolerance) -> Outcome {
     let disagrees = |what: String, cpu, gpu, difference, tolerance| Outcome::Disagrees {
@@ -270,8 +289,9 @@ fn compare(case: &str, cpu: &Measured, gpu: &Measured, tolerance: Tolerance) -> 
         tolerance,
     };
     let (mut worst_loss, mut worst_gradient) = (0.0_f64, 0.0_f64);
+    let cpu_first = cpu.losses[0];
     for (step, (&cpu, &gpu)) in cpu.losses.iter().zip(&gpu.losses).enumerate() {
-        let difference = (gpu - cpu).abs() / cpu.abs();
+        let difference = (gpu - cpu).abs() / cpu_first.abs();
         if !within(difference, tolerance.loss) {
             let what = format!("the loss before step {}", step + 1);
             return disagrees(what, cpu, gpu, difference, tolerance.loss);
@@ -441,6 +461,19 @@ mod tests {
             matches!(outcome, Outcome::Passed { loss, gradient } if loss == 0.0 && gradient == 0.0),
             "{outcome}"
         );
+    }
+
+    #[test]
+    fn the_cpu_is_near_itself_in_bf16_but_not_the_same() {
+        if !Precision::Bf16.is_native() {
+            return;
+        }
+        let outcome = cpu_in_bf16();
+        assert!(
+            matches!(outcome, Outcome::Passed { loss, gradient } if loss > 1e-6 && gradient > 1e-4),
+            "{outcome}"
+        );
+        assert_eq!(Precision::current(), Precision::F32);
     }
 
     #[test]
