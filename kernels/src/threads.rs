@@ -8,7 +8,7 @@ use std::{
     marker::PhantomData,
     mem::MaybeUninit,
     sync::{
-        Mutex, PoisonError, TryLockError,
+        LazyLock, Mutex, PoisonError, TryLockError,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -25,8 +25,11 @@ pub fn set_threads(n: usize) {
 
 /// How many threads kernels use.
 pub fn n_threads() -> usize {
+    // Asked once: the system reads files for the answer, which at a call for each product took 5 % of a step.
+    static N_CORES: LazyLock<usize> =
+        LazyLock::new(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
     match N_THREADS.load(Ordering::Relaxed) {
-        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        0 => *N_CORES,
         n => n,
     }
 }
