@@ -10,7 +10,7 @@ use serde::{
     de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::Value;
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 const TEXT: &[&str] = &["text", "content", "body", "document"];
 const PROMPT: &[&str] = &["prompt", "question", "instruction"];
@@ -39,6 +39,8 @@ enum Shape {
     Text,
     Pair,
     Messages,
+    /// The whole row, as JSON in a text.
+    Record,
 }
 
 /// The keys that are looked for.
@@ -130,6 +132,21 @@ impl Wanted {
         })
     }
 
+    /// Every key and its value: the row as it is, as JSON in a text.
+    pub(super) fn record() -> Self {
+        Self {
+            keys: Vec::new(),
+            shape: Shape::Record,
+            input_needed: false,
+            chat: false,
+        }
+    }
+
+    /// Whether rows are taken as they are.
+    pub(super) fn is_record(&self) -> bool {
+        self.shape == Shape::Record
+    }
+
     /// The number of a key that is looked for.
     pub(super) fn find(&self, name: &str) -> Option<usize> {
         self.keys.iter().position(|(key, _)| key == name)
@@ -154,6 +171,9 @@ impl Wanted {
 
     /// Whether a row with these names can be a document.
     pub(super) fn check(&self, names: &[&str]) -> Result<(), String> {
+        if self.is_record() {
+            return Ok(());
+        }
         let mut picked = Picked::default();
         for name in names {
             if let Some(key_idx) = self.find(name) {
@@ -250,6 +270,12 @@ impl Wanted {
             Flaw::row(row, format!("invalid UTF-8 at byte {at} of the row"))
         })?;
         let mut json = serde_json::Deserializer::from_str(text);
+        if self.is_record() {
+            let whole = BTreeMap::<Key<'_>, IgnoredAny>::deserialize(&mut json);
+            let whole = whole.and_then(|_| json.end());
+            whole.map_err(|error| Flaw::row(row, json_reason(&error, one_line)))?;
+            return Ok(Body::Text(text.to_owned()));
+        }
         let picked = self.deserialize(&mut json);
         let picked = picked.and_then(|picked| json.end().map(|()| picked));
         let picked = picked.map_err(|error| Flaw::row(row, json_reason(&error, one_line)))?;
@@ -311,7 +337,7 @@ impl<'de> Visitor<'de> for &Wanted {
 }
 
 /// A key, borrowed where it holds no escapes.
-#[derive(Deserialize)]
+#[derive(Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
 
 fn type_name(value: &Value) -> &'static str {
