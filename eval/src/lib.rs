@@ -12,9 +12,13 @@
 //! standard error ([`stats`]). The crate knows no command line and no Burn; who calls it gives a
 //! [`Control`](fledgling_data::control::Control) for progress and for the wish to stop.
 
+pub mod advice;
 pub mod logits;
+pub mod page;
 pub mod perplexity;
+pub mod quality;
 pub mod reference;
+pub mod report;
 pub mod score;
 pub mod stats;
 pub mod task;

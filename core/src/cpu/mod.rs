@@ -226,7 +226,7 @@ impl CpuEngine {
         &self,
         feeds: &mut [Feed<'_>],
         logits: &mut Vec<f32>,
-        each: &mut dyn FnMut(&mut Runner, &[Row], &[f32]),
+        each: &mut Each<'_>,
     ) -> Result<(), EngineError> {
         for feed in &mut *feeds {
             self.check_input(feed.session, feed.tokens)?;
@@ -303,6 +303,9 @@ impl CpuEngine {
         self.runner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Takes some rows and their logits. [wanted], [wanted, V]
+type Each<'a> = dyn FnMut(&mut Runner, &[Row], &[f32]) + 'a;
 
 /// One conversation's share of a batch.
 #[derive(Debug)]

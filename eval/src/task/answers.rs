@@ -1,4 +1,4 @@
-//! How a written answer is compared: exact match and F1 after the normalisation of SQuAD (Rajpurkar et al. 2016, `evaluate-v1.1.py`).
+//! How a written answer is compared: exact match and F1 after the normalisation of `SQuAD` (Rajpurkar et al. 2016, `evaluate-v1.1.py`).
 
 use std::collections::HashMap;
 

@@ -185,7 +185,7 @@ impl TaskConfig {
         .with_context(|| format!("in the task {name_or_path}"))?;
         if builtin.is_none() {
             let parent = Path::new(name_or_path).parent();
-            task.folder = parent.unwrap_or(Path::new("")).to_owned();
+            parent.unwrap_or(Path::new("")).clone_into(&mut task.folder);
         }
         Ok(task)
     }

@@ -353,10 +353,10 @@ pub(crate) fn write(
     let mut text = String::new();
     generate::run(model.engine, session, &mut generation, |step| {
         text.push_str(&step.text);
-        match control.cancelled() {
-            true => ControlFlow::Break(()),
-            false => ControlFlow::Continue(()),
+        if control.cancelled() {
+            return ControlFlow::Break(());
         }
+        ControlFlow::Continue(())
     })?;
     check(control)?;
     Ok(Written {

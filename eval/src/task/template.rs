@@ -53,31 +53,26 @@ impl Templates {
     /// A template with the fields of a row.
     pub(super) fn render(&self, key: &str, source: &str, row: &Row) -> Result<String> {
         let template = self.environment.template_from_str(source);
-        let rendered = template.and_then(|template| {
-            let names = template.undeclared_variables(false);
-            let rendered = template.render(&row.value);
-            Ok(rendered.map_err(|error| explain(key, &error, &names, row)))
-        });
-        rendered.map_err(|error| row.error(format!("`{key}`: {}", reason(&error))))?
+        let template =
+            template.map_err(|error| row.error(format!("`{key}`: {}", reason(&error))))?;
+        let rendered = template.render(&row.value);
+        rendered.map_err(|error| explain(key, &error, &template.undeclared_variables(false), row))
     }
 
     /// An expression with the fields of a row.
     pub(super) fn eval(&self, key: &str, source: &str, row: &Row) -> Result<Value> {
         let expression = self.environment.compile_expression(source);
-        let value = expression.and_then(|expression| {
-            let names = expression.undeclared_variables(false);
-            let value = expression.eval(&row.value);
-            Ok(match value {
-                Ok(value) if value.is_undefined() => {
-                    Err(missing(key, &names, row).unwrap_or_else(|| {
-                        row.error(format!("`{key}`: `{source}` is not in this row"))
-                    }))
-                }
-                Ok(value) => Ok(value),
-                Err(error) => Err(explain(key, &error, &names, row)),
-            })
-        });
-        value.map_err(|error| row.error(format!("`{key}`: {}", reason(&error))))?
+        let expression =
+            expression.map_err(|error| row.error(format!("`{key}`: {}", reason(&error))))?;
+        let names = expression.undeclared_variables(false);
+        let value = expression.eval(&row.value);
+        let value = value.map_err(|error| explain(key, &error, &names, row))?;
+        if value.is_undefined() {
+            let missing = missing(key, &names, row);
+            let other = || row.error(format!("`{key}`: `{source}` is not in this row"));
+            return Err(missing.unwrap_or_else(other));
+        }
+        Ok(value)
     }
 
     /// An expression that is a list of texts.
@@ -155,9 +150,11 @@ fn reason(error: &Error) -> String {
 fn explain(key: &str, error: &Error, names: &HashSet<String>, row: &Row) -> anyhow::Error {
     let is_missing = error.kind() == ErrorKind::UndefinedError;
     let missing = missing(key, names, row).filter(|_| is_missing);
-    missing.unwrap_or_else(|| match is_missing {
-        true => row.error(format!("`{key}`: a field that it names is not in this row")),
-        false => row.error(format!("`{key}`: {}", reason(error))),
+    missing.unwrap_or_else(|| {
+        if is_missing {
+            return row.error(format!("`{key}`: a field that it names is not in this row"));
+        }
+        row.error(format!("`{key}`: {}", reason(error)))
     })
 }
 
@@ -208,7 +205,7 @@ mod tests {
     use fledgling_data::document::Place;
     use serde_json::json;
 
-    fn row(fields: serde_json::Value) -> Row {
+    fn row(fields: &serde_json::Value) -> Row {
         let place = Place {
             source: 0,
             file: "a.jsonl".to_owned(),
@@ -239,7 +236,7 @@ mod tests {
     fn fields_of_rows() {
         let templates = Templates::new();
         let row =
-            row(json!({"goal": "x\n", "choices": {"text": ["a", "b"]}, "n": 3, "s": "aB_c_d"}));
+            row(&json!({"goal": "x\n", "choices": {"text": ["a", "b"]}, "n": 3, "s": "aB_c_d"}));
         let render = |source: &str| templates.render("question", source, &row);
         assert_eq!(render("Q: {{ goal }}\nA:\n").unwrap(), "Q: x\n\nA:\n");
         assert_eq!(
