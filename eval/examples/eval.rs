@@ -6,9 +6,9 @@
 use anyhow::{Context, Result, bail};
 use fledgling_core::{
     cpu::{CpuEngine, CpuOptions},
+    generate::GenerateParams,
     gguf::Gguf,
     model::ModelInfo,
-    sampler::SamplerParams,
 };
 use fledgling_data::control::Quiet;
 use fledgling_eval::{
@@ -113,8 +113,10 @@ fn report(
     let setting = Setting {
         prompts: quality::CHAT_PROMPTS.map(str::to_owned).to_vec(),
         chat: true,
-        max_tokens: 80,
-        sampler: SamplerParams::default(),
+        params: GenerateParams {
+            max_tokens: Some(80),
+            ..GenerateParams::default()
+        },
     };
     let mut report = Report::default();
     let [one, two] = &opened;

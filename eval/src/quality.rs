@@ -6,7 +6,7 @@ use crate::{
     task::{prompt_ids, write},
 };
 use anyhow::{Context, Result, ensure};
-use fledgling_core::{generate::GenerateParams, sampler::SamplerParams};
+use fledgling_core::generate::GenerateParams;
 use fledgling_data::control::{Control, Quiet, Unit};
 use serde::Serialize;
 use std::collections::HashSet;
@@ -47,10 +47,8 @@ pub struct Setting {
     pub prompts: Vec<String>,
     /// By the chat template.
     pub chat: bool,
-    /// Tokens at most.
-    pub max_tokens: usize,
-    /// How tokens are picked; the defaults are greedy.
-    pub sampler: SamplerParams,
+    /// How tokens are picked and where texts end; the defaults are greedy, up to the end of the context.
+    pub params: GenerateParams,
 }
 
 /// What a model wrote, and what it is like.
@@ -110,18 +108,13 @@ pub fn write_all(model: &Model<'_>, setting: &Setting, control: &dyn Control) ->
         Unit::Documents,
         Some(setting.prompts.len() as u64),
     );
-    let params = GenerateParams {
-        max_tokens: Some(setting.max_tokens),
-        sampler: setting.sampler.clone(),
-        ..GenerateParams::default()
-    };
     let mut session = model.engine.session(model.info.spec.n_ctx)?;
     let mut texts = Vec::new();
     let mut sequences = Vec::new();
     for prompt in &setting.prompts {
         check(control)?;
         let ids = prompt_ids(model, prompt, setting.chat)?;
-        let written = write(model, &mut session, &ids, &params, control)
+        let written = write(model, &mut session, &ids, &setting.params, control)
             .with_context(|| format!("the prompt {prompt:?}"))?;
         let n_prompt = ids.len();
         let all = [ids, written.ids].concat();
@@ -247,8 +240,10 @@ mod tests {
         let setting = Setting {
             prompts: vec!["the".to_owned(), "and of".to_owned()],
             chat: false,
-            max_tokens: 12,
-            sampler: SamplerParams::default(),
+            params: GenerateParams {
+                max_tokens: Some(12),
+                ..GenerateParams::default()
+            },
         };
         let quality = write_all(&model, &setting, &Quiet).unwrap();
         assert_eq!(quality.texts.len(), 2);

@@ -174,12 +174,26 @@ pub fn score(
     Ok(results)
 }
 
+/// Somebody wished to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stopped;
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("stopped")
+    }
+}
+
+impl std::error::Error for Stopped {}
+
 /// Ends a job when somebody wishes so.
 ///
 /// # Errors
-/// When somebody does.
+/// [`Stopped`] when somebody does.
 pub fn check(control: &dyn Control) -> Result<()> {
-    ensure!(!control.cancelled(), "stopped");
+    if control.cancelled() {
+        bail!(Stopped);
+    }
     Ok(())
 }
 
@@ -383,6 +397,7 @@ mod tests {
         }
         let (_, engine) = tiny();
         let sequence = Sequence::within(vec![1, 2], 1, 8).unwrap();
-        assert!(score(&engine, &[vec![sequence]], &Stop, "test").is_err());
+        let error = score(&engine, &[vec![sequence]], &Stop, "test").unwrap_err();
+        assert!(error.is::<Stopped>());
     }
 }

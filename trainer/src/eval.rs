@@ -5,6 +5,7 @@ use crate::{
     data::Bars,
     files::write_whole,
     generate::SamplingArgs,
+    interrupt::INTERRUPTED,
     model::{self, EngineArgs, Model},
     output::{UsageError, note, print, print_json},
     report::history::History,
@@ -22,7 +23,7 @@ use fledgling_eval::{
     quality::{self, CHAT_PROMPTS, PROMPTS, Setting},
     reference,
     report::{ModelReport, Report},
-    score,
+    score::{self, Stopped},
     task::{self, Items, TaskConfig, builtin_names},
 };
 use std::{
@@ -151,7 +152,13 @@ pub fn run(args: &Args) -> Result<()> {
     };
     for name in &args.models {
         let opened = Opened::new(name, &args.engine)?;
-        let row = measure(args, &opened, reference.as_ref(), &tasks, &control)?;
+        let row = measure(args, &opened, reference.as_ref(), &tasks, &control);
+        if row.as_ref().is_err_and(|error| error.is::<Stopped>()) {
+            control.clear();
+            note("stopped");
+            std::process::exit(INTERRUPTED);
+        }
+        let row = row?;
         let figures = figures(&opened, &row);
         for mut advice in advice::advise(&figures) {
             if args.models.len() > 1 {
@@ -323,8 +330,7 @@ fn prompts(args: &Args) -> Setting {
     Setting {
         prompts,
         chat: args.chat_template,
-        max_tokens: args.max_tokens,
-        sampler: args.sampling.params(None, false).sampler,
+        params: args.sampling.params(Some(args.max_tokens), false),
     }
 }
 
@@ -333,6 +339,8 @@ fn pieces<'a>(args: &Args, model: &'a Model) -> Result<Pieces<'a>> {
     let most = args.max_windows.unwrap_or(usize::MAX);
     let info = &model.info;
     if let Some(path) = &args.text {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {} (it must be UTF-8)", path.display()))?;
         if args.window > info.spec.n_ctx {
             bail!(
                 "--window {}: {} was made for {} positions; give a smaller --window (and --stride)",
@@ -341,8 +349,6 @@ fn pieces<'a>(args: &Args, model: &'a Model) -> Result<Pieces<'a>> {
                 info.spec.n_ctx
             );
         }
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read {} (it must be UTF-8)", path.display()))?;
         let cut = Windows {
             window: args.window,
             stride: args.stride,

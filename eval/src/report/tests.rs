@@ -10,7 +10,7 @@ use crate::{
     task::{self, Items, TaskConfig},
     testing::{tiny, tiny_of},
 };
-use fledgling_core::{quant::DType, sampler::SamplerParams};
+use fledgling_core::{generate::GenerateParams, quant::DType};
 use fledgling_data::control::Quiet;
 
 fn everything() -> Report {
@@ -37,8 +37,10 @@ fn everything() -> Report {
     let setting = Setting {
         prompts: vec!["<b>the</b>".to_owned()],
         chat: false,
-        max_tokens: 8,
-        sampler: SamplerParams::default(),
+        params: GenerateParams {
+            max_tokens: Some(8),
+            ..GenerateParams::default()
+        },
     };
     let mut report = Report::default();
     for ((info, engine), name) in opened.iter().zip(["one", "<two>"]) {
