@@ -57,6 +57,8 @@ pub struct Pieces<'a> {
     kind: Kind,
     /// Rows left out because the model's context does not hold them.
     pub n_too_long: usize,
+    /// Whether a text is shorter than the window asked for, so that its one window is.
+    pub is_short: bool,
 }
 
 #[derive(Debug)]
@@ -121,12 +123,14 @@ impl<'a> Pieces<'a> {
         let ids = info
             .tokenizer
             .encode(text, info.tokenizer.adds_bos(), false);
+        let is_short = ids.len() < window;
         let mut windows = windows(ids.len(), window, stride);
         windows.truncate(most);
         Ok(Self {
             info,
             kind: Kind::Text { ids, windows },
             n_too_long: 0,
+            is_short,
         })
     }
 
@@ -156,6 +160,7 @@ impl<'a> Pieces<'a> {
             info,
             kind: Kind::Ready(pieces),
             n_too_long: 0,
+            is_short: false,
         })
     }
 
@@ -184,6 +189,7 @@ impl<'a> Pieces<'a> {
             info,
             kind: Kind::Ready(pieces),
             n_too_long,
+            is_short: false,
         })
     }
 
@@ -221,6 +227,7 @@ impl<'a> Pieces<'a> {
             info,
             kind: Kind::Shards { split, segments },
             n_too_long,
+            is_short: false,
         })
     }
 
@@ -549,6 +556,59 @@ mod tests {
             got.bytes,
             texts.iter().map(|text| text.len() as u64).sum::<u64>()
         );
+    }
+
+    #[test]
+    fn rows_and_shards_count_what_is_masked() {
+        use fledgling_data::{
+            config::PackMode,
+            pack::Row,
+            shards::{About, DatasetWriter, Layout},
+        };
+        let (info, engine) = tiny();
+        let model = Model {
+            name: "tiny",
+            info: &info,
+            engine: &engine,
+        };
+        let place = tempfile::tempdir().unwrap();
+        let file = place.path().join("rows.jsonl");
+        let row = r#"{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","content":"the cat"}]}"#;
+        std::fs::write(&file, format!("{row}\n{row}\n")).unwrap();
+        let source = Source::of(&file.to_string_lossy());
+        let rows = Pieces::of_chat(&info, &source, usize::MAX).unwrap();
+        let measured = measure(&model, &rows, &Quiet).unwrap();
+        let piece = rows.get(0).unwrap();
+        let first = first_counted(&piece);
+        let want = naive(&model, &piece.ids, first);
+        let n_counted = piece.counted.iter().filter(|counted| **counted).count();
+        assert_eq!(measured.tokens as usize, 2 * n_counted);
+        assert_eq!(n_counted, want.len(), "a reply is in one piece");
+        let mean = want.iter().sum::<f64>() / want.len() as f64;
+        assert!((measured.nll.value - mean).abs() < 1e-9);
+        assert_eq!(Pieces::of_chat(&info, &source, 1).unwrap().len(), 1);
+
+        let folder = place.path().join("shards");
+        let layout = Layout {
+            tokenizer: Encoder::from_model(&info).id(false),
+            context: 64,
+            mode: PackMode::Segments,
+            shard_tokens: 1000,
+        };
+        let mut writer = DatasetWriter::create(&folder, layout).unwrap();
+        let row = Row {
+            tokens: [piece.ids.clone(), piece.ids.clone()].concat(),
+            counted: [piece.counted.clone(), piece.counted.clone()].concat(),
+            segments: vec![piece.ids.len() as u32; 2],
+        };
+        writer.push(Split::Valid, &row).unwrap();
+        writer.finish(About::default()).unwrap();
+        let shards = Pieces::of_shards(&info, &folder, None, usize::MAX).unwrap();
+        let same = measure(&model, &shards, &Quiet).unwrap();
+        assert_eq!((same.tokens, same.windows), (measured.tokens, 2));
+        assert!((same.nll.value - measured.nll.value).abs() < 1e-12);
+        let error = Pieces::of_shards(&info, &folder, Some(Split::Test), 1);
+        assert!(error.unwrap_err().to_string().contains("has no rows"));
     }
 
     #[test]

@@ -285,6 +285,12 @@ fn measure(
     };
     if has_text(args) {
         let pieces = pieces(args, &opened.model)?;
+        if pieces.is_short {
+            note(format!(
+                "{}: the text is shorter than one window of {} tokens: it is scored as a whole",
+                model.name, args.window
+            ));
+        }
         let started = Instant::now();
         let measured = perplexity::measure(&model, &pieces, control)?;
         row.tokens_per_s = Some(measured.tokens as f64 / started.elapsed().as_secs_f64());
