@@ -1,273 +1,445 @@
-//! `fledgling eval`: perplexity, of a text in windows or of the assistant's tokens in chat rows; models side by side.
-//!
-//! A text is cut into windows of `--window` tokens that begin every `--stride` tokens; the first token of a window is
-//! not scored, nor one that an earlier window scored. Only whole windows count, as in llama.cpp; a text shorter than
-//! one window is a single shorter window. BOS stands before the text when the model's metadata asks for it.
+//! `fledgling eval`: what models can do, side by side. What is measured and how is the crate `fledgling-eval`'s; here are the flags, the
+//! opening of models, and what is printed.
 
 use crate::{
+    data::Bars,
+    files::write_whole,
+    generate::SamplingArgs,
+    interrupt::INTERRUPTED,
     model::{self, EngineArgs, Model},
-    output::{UsageError, note, print, print_json, step_bar},
+    output::{UsageError, note, print, print_json},
+    report::history::History,
+    run::METRICS_FILE,
 };
 use anyhow::{Context, Result, bail};
-use fledgling_core::cpu::{CpuEngine, EngineError};
-use fledgling_data::{collect, config::Source, encode::Encoder};
-use serde::Serialize;
+use fledgling_core::{cpu::CpuEngine, quant::DType};
+use fledgling_data::{
+    config::{Source, Split},
+    control::Control,
+};
+use fledgling_eval::{
+    advice::{self, Accuracy, Figures, Quantised, Training},
+    perplexity::{self, Pieces, Windows},
+    quality::{self, CHAT_PROMPTS, PROMPTS, Setting},
+    reference,
+    report::{ModelReport, Report},
+    score::{self, Stopped},
+    task::{self, Items, TaskConfig, builtin_names},
+};
 use std::{
-    ops::Range,
+    collections::HashMap,
     path::{Path, PathBuf},
     time::Instant,
 };
 
-/// Measure the perplexity of models on a text or on chat rows
+/// Measure what models can do: perplexity, tasks, distance to a reference, their own text
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  fledgling eval smollm2-135m-instruct --text wiki.txt\n  fledgling eval base.gguf runs/mine --chat valid.jsonl --json\n  \
-    fledgling eval f16.gguf q8_0.gguf q4_0.gguf --text wiki.txt --max-windows 20\n\n\
+    fledgling eval q8_0.gguf q4_0.gguf --text wiki.txt --max-windows 20 --reference f16.gguf --report report.html\n  \
+    fledgling eval runs/mine --task hellaswag=hellaswag_val.jsonl --task mine.toml --set limit=500\n  \
+    fledgling eval base.gguf runs/mine --write --chat-template --report report.html\n\n\
     A row of --chat holds messages, or a prompt and its completion, in any file that `fledgling data prepare` reads; the assistant's tokens are scored, with \
-    the token that ends a turn."
+    the token that ends a turn. Every figure comes with its standard error."
 )]
 pub struct Args {
     /// GGUF files, pulled models' names, or runs' folders
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
     /// A text file
-    #[arg(long, required_unless_present = "chat", conflicts_with = "chat")]
+    #[arg(long, required_unless_present_any = ["chat", "shards", "task", "write"], conflicts_with_all = ["chat", "shards"])]
     text: Option<PathBuf>,
     /// Chat rows
-    #[arg(long, value_name = "ROWS.jsonl")]
+    #[arg(long, value_name = "ROWS.jsonl", conflicts_with = "shards")]
     chat: Option<PathBuf>,
+    /// A folder of token shards, as `fledgling data prepare` makes them
+    #[arg(long, value_name = "FOLDER")]
+    shards: Option<PathBuf>,
+    /// Which part of the shards [default: the first of valid, test and train that is there]
+    #[arg(long, value_name = "SPLIT", requires = "shards", value_parser = parse_split)]
+    split: Option<Split>,
     /// Tokens of a window
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = crate::generate::positive)]
     window: usize,
     /// Tokens between the beginnings of two windows; equal to --window they are disjoint
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = crate::generate::positive)]
     stride: usize,
-    /// Only the first N windows (or chat rows)
+    /// Only the first N windows (or rows)
     #[arg(long, value_name = "N", value_parser = crate::generate::positive)]
     max_windows: Option<usize>,
+    /// A task: a TOML file, or a built-in one (hellaswag, arc_easy, arc_challenge, piqa, winogrande, openbookqa, boolq, lambada, requests) and the file of
+    /// its rows; may be repeated
+    #[arg(long, value_name = "TASK[=ROWS]")]
+    task: Vec<String>,
+    /// Change a key of the tasks, for example limit=200
+    #[arg(long, value_name = "KEY=VALUE", requires = "task")]
+    set: Vec<String>,
+    /// Also write how each question was answered, a line of JSON each
+    #[arg(long, value_name = "OUT.jsonl", requires = "task")]
+    answers: Option<PathBuf>,
+    /// Compare the models with this one, token by token, over the text, rows or shards
+    #[arg(long, value_name = "MODEL")]
+    reference: Option<String>,
+    /// Let the models write to prompts, and measure what they write
+    #[arg(long)]
+    write: bool,
+    /// A prompt for --write; may be repeated [default: eight of ours]
+    #[arg(long, value_name = "TEXT", requires = "write")]
+    prompt: Vec<String>,
+    /// Prompts are a user's messages, rendered by the model's chat template
+    #[arg(long, requires = "write")]
+    chat_template: bool,
+    /// Tokens that a model writes at most
+    #[arg(long, value_name = "N", default_value_t = 120, value_parser = crate::generate::positive)]
+    max_tokens: usize,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    /// Write a page with tables, plots, texts side by side and a blind rating of them
+    #[arg(long, value_name = "OUT.html")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
-    /// Print {"models":[{"model":…,"perplexity":…,"tokens":…}]}
+    /// Print {"models":[{"model":…,"perplexity":…,"tokens":…,"acc":…}]}
     #[arg(long)]
     json: bool,
 }
 
-/// One model's result.
-#[derive(Debug, Serialize)]
-struct Scored {
-    model: String,
-    perplexity: f64,
-    /// Mean negative log-likelihood of a token, in nats.
-    nll: f64,
-    /// Tokens that were scored.
-    tokens: u64,
-    windows: usize,
-    tokens_per_s: f64,
+fn parse_split(text: &str) -> Result<Split, String> {
+    match text {
+        "train" => Ok(Split::Train),
+        "valid" => Ok(Split::Valid),
+        "test" => Ok(Split::Test),
+        _ => Err("must be train, valid or test".to_owned()),
+    }
 }
 
-/// A sum of negative log-likelihoods, in f64.
-#[derive(Debug, Default)]
-struct Total {
-    nll: f64,
-    n_tokens: u64,
+/// A model with its engine.
+struct Opened {
+    model: Model,
+    engine: CpuEngine,
+}
+
+impl Opened {
+    fn new(name: &str, engine: &EngineArgs) -> Result<Self> {
+        let model = model::open(name)?;
+        let engine = engine.load(&model)?;
+        Ok(Self { model, engine })
+    }
+
+    fn scored(&self) -> score::Model<'_> {
+        score::Model {
+            name: &self.model.name,
+            info: &self.model.info,
+            engine: &self.engine,
+        }
+    }
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When a model does not load, the text or the rows cannot be read, or nothing is left to score.
+/// When a model does not load, a text or rows cannot be read, or nothing is left to score.
 pub fn run(args: &Args) -> Result<()> {
+    check(args)?;
+    let tasks = tasks(args)?;
+    let reference = args.reference.as_ref();
+    let reference = reference.map(|name| Opened::new(name, &args.engine));
+    let reference = reference.transpose()?;
+    let control = Bars::begin();
+    let mut report = Report {
+        setting: setting(args),
+        ..Report::default()
+    };
+    for name in &args.models {
+        let opened = Opened::new(name, &args.engine)?;
+        let row = measure(args, &opened, reference.as_ref(), &tasks, &control);
+        if row.as_ref().is_err_and(|error| error.is::<Stopped>()) {
+            control.clear();
+            note("stopped");
+            std::process::exit(INTERRUPTED);
+        }
+        let row = row?;
+        let figures = figures(&opened, &row);
+        for mut advice in advice::advise(&figures) {
+            if args.models.len() > 1 {
+                advice.text = format!("{name}: {}", advice.text);
+            }
+            report.advice.push(advice);
+        }
+        report.models.push(row);
+    }
+    control.clear();
+    if let Some(path) = &args.answers {
+        write_answers(path, &report)?;
+    }
+    if let Some(path) = &args.report {
+        write_whole(path, report.to_html()?.as_bytes())?;
+        note(format!("the report is in {}", path.display()));
+    }
+    if args.json {
+        return print_json(&report.to_json());
+    }
+    print(&report.to_text())
+}
+
+/// What clap cannot see.
+fn check(args: &Args) -> Result<()> {
     if args.window < 2 {
         return Err(UsageError(
             "--window must be at least 2: the first token of a window is not scored".to_owned(),
         )
         .into());
     }
-    if args.stride > args.window {
+    if args.text.is_some() && args.stride > args.window {
         return Err(UsageError(format!(
             "--stride {} is larger than --window {}: tokens in between would be left out",
             args.stride, args.window
         ))
         .into());
     }
-    let mut scored = Vec::new();
-    for name in &args.models {
-        let model = model::open(name)?;
-        let engine = args.engine.load(&model)?;
-        let started = Instant::now();
-        let (total, n_windows) = match (&args.text, &args.chat) {
-            (Some(path), _) => score_text(&model, &engine, path, args)?,
-            (None, Some(path)) => score_chat(&model, &engine, path, args)?,
-            (None, None) => bail!("give --text FILE or --chat ROWS.jsonl"),
+    if args.reference.is_some() && !has_text(args) {
+        return Err(UsageError(
+            "--reference compares over a text: give --text FILE, --chat ROWS.jsonl or --shards FOLDER"
+                .to_owned(),
+        )
+        .into());
+    }
+    Ok(())
+}
+
+fn has_text(args: &Args) -> bool {
+    args.text.is_some() || args.chat.is_some() || args.shards.is_some()
+}
+
+/// The tasks with their questions, which are the same for all models.
+fn tasks(args: &Args) -> Result<Vec<(TaskConfig, Items)>> {
+    let of_flag = |flag: &String| {
+        // A name of ours, or of a file, may be followed by the rows.
+        let is_task =
+            |name: &str| builtin_names().any(|known| known == name) || Path::new(name).is_file();
+        let (name, rows) = match flag.split_once('=') {
+            Some((name, rows)) if is_task(name) => (name, vec![PathBuf::from(rows)]),
+            _ => (flag.as_str(), Vec::new()),
         };
-        scored.push(total.result(name, n_windows, started)?);
-    }
-    if args.json {
-        return print_json(&serde_json::json!({"models": scored}));
-    }
-    let width = scored
-        .iter()
-        .map(|row| row.model.len())
-        .max()
-        .unwrap_or(0)
-        .max(5);
-    let mut table = format!(
-        "{:width$}  {:>12}  {:>9}  {:>9}\n",
-        "model", "perplexity", "tokens", "tokens/s"
-    );
-    for row in &scored {
-        table.push_str(&format!(
-            "{:width$}  {:12.4}  {:9}  {:9.1}\n",
-            row.model, row.perplexity, row.tokens, row.tokens_per_s
-        ));
-    }
-    print(&table)
-}
-
-impl Total {
-    fn result(&self, model: &str, windows: usize, started: Instant) -> Result<Scored> {
-        if self.n_tokens == 0 {
-            bail!(
-                "{model}: no token to score: the text needs at least two tokens, chat rows need an assistant's message"
-            );
+        let task = TaskConfig::open(name, &args.set)?;
+        if rows.is_empty() && task.files.is_empty() {
+            return Err(UsageError(format!(
+                "--task {name}: give the file of its rows too, --task {name}=ROWS.jsonl"
+            ))
+            .into());
         }
-        let nll = self.nll / self.n_tokens as f64;
-        if !nll.is_finite() {
-            bail!("{model}: the negative log-likelihood is {nll}: the weights are broken");
-        }
-        Ok(Scored {
-            model: model.to_owned(),
-            perplexity: nll.exp(),
-            nll,
-            tokens: self.n_tokens,
-            windows,
-            tokens_per_s: self.n_tokens as f64 / started.elapsed().as_secs_f64(),
-        })
-    }
-
-    /// Feeds `ids` from an empty session and scores those at the positions for which `is_scored` holds, but the first.
-    fn add(
-        &mut self,
-        engine: &CpuEngine,
-        ids: &[u32],
-        is_scored: impl Fn(usize) -> bool,
-    ) -> Result<(), EngineError> {
-        let mut session = engine.session(ids.len())?;
-        // The last token predicts nothing that we know.
-        engine.forward_all(&mut session, &ids[..ids.len() - 1], &mut |t, logits| {
-            if is_scored(t + 1) {
-                self.nll += negative_log_likelihood(logits, ids[t + 1]);
-                self.n_tokens += 1;
-            }
-        })
-    }
+        let items = Items::read(&task, &rows)?;
+        Ok((task, items))
+    };
+    args.task.iter().map(of_flag).collect()
 }
 
-/// `log Σ exp(l) - l[target]`, in f64. [V]
-fn negative_log_likelihood(logits: &[f32], target: u32) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits
-        .iter()
-        .map(|&logit| f64::from(logit - max).exp())
-        .sum();
-    sum.ln() - f64::from(logits[target as usize] - max)
-}
-
-/// The windows of a text of `n_tokens`, each with the positions in it that are scored.
-fn windows(n_tokens: usize, window: usize, stride: usize) -> Vec<(Range<usize>, Range<usize>)> {
-    if n_tokens < 2 {
-        return Vec::new();
-    }
-    if n_tokens < window {
-        return vec![(0..n_tokens, 1..n_tokens)];
-    }
-    let starts = (0..=n_tokens - window).step_by(stride);
-    starts
-        .map(|start| {
-            (
-                start..start + window,
-                if start == 0 {
-                    1
-                } else {
-                    (window - stride).max(1)
-                }..window,
-            )
-        })
-        .collect()
-}
-
-fn score_text(
-    model: &Model,
-    engine: &CpuEngine,
-    path: &Path,
-    args: &Args,
-) -> Result<(Total, usize)> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {} (it must be UTF-8)", path.display()))?;
-    let ids = model
-        .info
-        .tokenizer
-        .encode(&text, model.info.tokenizer.adds_bos(), false);
-    drop(text);
-    let window = args.window;
-    if window > model.info.spec.n_ctx {
-        bail!(
-            "--window {window}: {} was made for {} positions; give a smaller --window (and --stride)",
-            model.name,
-            model.info.spec.n_ctx
+/// Names and values for the report.
+fn setting(args: &Args) -> Vec<(String, String)> {
+    let mut setting = Vec::new();
+    let mut add = |name: &str, value: String| setting.push((name.to_owned(), value));
+    if let Some(path) = &args.text {
+        add("text", path.display().to_string());
+        add(
+            "windows",
+            format!("{} tokens, every {}", args.window, args.stride),
         );
     }
-    let mut windows = windows(ids.len(), window, args.stride);
-    windows.truncate(args.max_windows.unwrap_or(usize::MAX));
-    let bar = step_bar(&model.name, windows.len() as u64);
-    let mut total = Total::default();
-    for (range, scored) in &windows {
-        total.add(engine, &ids[range.clone()], |t| scored.contains(&t))?;
-        bar.inc(1);
+    for (name, path) in [("chat rows", &args.chat), ("shards", &args.shards)] {
+        if let Some(path) = path {
+            add(name, path.display().to_string());
+        }
     }
-    bar.finish_and_clear();
-    Ok((total, windows.len()))
+    for task in &args.task {
+        add("task", task.clone());
+    }
+    if args.write {
+        let how = if args.sampling.temperature > 0.0 {
+            format!(
+                "temperature {}, seed {}",
+                args.sampling.temperature, args.sampling.seed
+            )
+        } else {
+            "greedy".to_owned()
+        };
+        add(
+            "text of the models",
+            format!("{how}, {} tokens at most", args.max_tokens),
+        );
+    }
+    add("processor", crate::bench::machine());
+    setting
 }
 
-fn score_chat(
-    model: &Model,
-    engine: &CpuEngine,
-    path: &Path,
+fn measure(
     args: &Args,
-) -> Result<(Total, usize)> {
-    let source = Source::of(&path.to_string_lossy());
-    let documents = collect::all(std::slice::from_ref(&source))?;
-    let documents = documents
-        .take(args.max_windows.unwrap_or(usize::MAX))
-        .collect::<Result<Vec<_>>>()?;
-    let encoder = Encoder::from_model(&model.info);
-    let bar = step_bar(&model.name, documents.len() as u64);
-    let (mut total, mut n_scored, mut n_too_long) = (Total::default(), 0, 0);
-    for document in documents {
-        let place = document.place.to_string();
-        let encoded = encoder.encode(&document.body.into_chat()).context(place)?;
-        let counted = encoded
-            .counted
-            .unwrap_or_else(|| vec![true; encoded.tokens.len()]);
-        // What stands behind the last counted token need not be computed.
-        let end = counted
-            .iter()
-            .rposition(|&counted| counted)
-            .map_or(0, |last| last + 1);
-        if end > model.info.spec.n_ctx {
-            n_too_long += 1;
-        } else if end > 1 {
-            total.add(engine, &encoded.tokens[..end], |t| counted[t])?;
-            n_scored += 1;
+    opened: &Opened,
+    reference: Option<&Opened>,
+    tasks: &[(TaskConfig, Items)],
+    control: &dyn Control,
+) -> Result<ModelReport> {
+    let model = opened.scored();
+    let mut row = ModelReport {
+        model: opened.model.name.clone(),
+        ..ModelReport::default()
+    };
+    if has_text(args) {
+        let pieces = pieces(args, &opened.model)?;
+        if pieces.is_short {
+            note(format!(
+                "{}: the text is shorter than one window of {} tokens: it is scored as a whole",
+                model.name, args.window
+            ));
         }
-        bar.inc(1);
+        let started = Instant::now();
+        let measured = perplexity::measure(&model, &pieces, control)?;
+        row.tokens_per_s = Some(measured.tokens as f64 / started.elapsed().as_secs_f64());
+        if measured.too_long > 0 {
+            note(format!(
+                "{}: {} rows are longer than the context of {} tokens and were left out",
+                model.name, measured.too_long, model.info.spec.n_ctx
+            ));
+        }
+        row.perplexity = Some(measured);
+        if let Some(reference) = reference {
+            let compared = reference::compare(&reference.scored(), &[model], &pieces, control)?;
+            row.comparison = compared.into_iter().next();
+        }
     }
-    bar.finish_and_clear();
-    if n_too_long > 0 {
-        note(format!(
-            "{}: {n_too_long} rows are longer than the context of {} tokens and were left out",
-            model.name, model.info.spec.n_ctx
-        ));
+    for (task, items) in tasks {
+        let result = task::run(&model, task, items, control)?;
+        if result.truncated > 0 {
+            note(format!(
+                "{}: {} of {} questions of {} are longer than the context and lost their beginning",
+                model.name, result.truncated, result.items, result.task
+            ));
+        }
+        row.tasks.push(result);
     }
-    Ok((total, n_scored))
+    if args.write {
+        row.quality = Some(quality::write_all(&model, &prompts(args), control)?);
+    }
+    Ok(row)
+}
+
+fn prompts(args: &Args) -> Setting {
+    let ours = if args.chat_template {
+        CHAT_PROMPTS
+    } else {
+        PROMPTS
+    };
+    let prompts = if args.prompt.is_empty() {
+        ours.map(str::to_owned).to_vec()
+    } else {
+        args.prompt.clone()
+    };
+    Setting {
+        prompts,
+        chat: args.chat_template,
+        params: args.sampling.params(Some(args.max_tokens), false),
+    }
+}
+
+/// What perplexity is measured of.
+fn pieces<'a>(args: &Args, model: &'a Model) -> Result<Pieces<'a>> {
+    let most = args.max_windows.unwrap_or(usize::MAX);
+    let info = &model.info;
+    if let Some(path) = &args.text {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {} (it must be UTF-8)", path.display()))?;
+        if args.window > info.spec.n_ctx {
+            bail!(
+                "--window {}: {} was made for {} positions; give a smaller --window (and --stride)",
+                args.window,
+                model.name,
+                info.spec.n_ctx
+            );
+        }
+        let cut = Windows {
+            window: args.window,
+            stride: args.stride,
+        };
+        return Pieces::of_text(info, &text, cut, most);
+    }
+    if let Some(folder) = &args.shards {
+        return Pieces::of_shards(info, folder, args.split, most);
+    }
+    let Some(rows) = &args.chat else {
+        bail!("give --text FILE, --chat ROWS.jsonl or --shards FOLDER");
+    };
+    Pieces::of_chat(info, &Source::of(&rows.to_string_lossy()), most)
+}
+
+/// What advice is given on.
+fn figures(opened: &Opened, row: &ModelReport) -> Figures {
+    let quantised = row.comparison.as_ref().zip(main_type(&opened.model));
+    let tasks = row.tasks.iter().filter_map(|task| {
+        Some(Accuracy {
+            task: task.task.clone(),
+            acc: task.metric("acc")?,
+            chance: task.chance?,
+        })
+    });
+    Figures {
+        training: training(&opened.model.name),
+        quantised: quantised.map(|(compared, dtype)| Quantised {
+            format: dtype.to_string().to_lowercase(),
+            kl: compared.kl.mean.value,
+            perplexity_ratio: compared.perplexity_ratio.value,
+        }),
+        general_perplexity: None,
+        tasks: tasks.collect(),
+        repetition: row.quality.as_ref().map(|quality| quality.repetition),
+    }
+}
+
+/// The type of most of a model's bytes, if it is a quantised one.
+fn main_type(model: &Model) -> Option<DType> {
+    let mut bytes: HashMap<DType, u64> = HashMap::new();
+    for tensor in &model.gguf.header().tensors {
+        *bytes.entry(tensor.dtype).or_default() += tensor.len_bytes;
+    }
+    let (dtype, _) = bytes.into_iter().max_by_key(|(_, n)| *n)?;
+    (!matches!(dtype, DType::F32 | DType::F16 | DType::BF16)).then_some(dtype)
+}
+
+/// How the training of a run went, if the model is one and says so.
+fn training(name: &str) -> Option<Training> {
+    let history = History::read(&Path::new(name).join(METRICS_FILE)).ok()?;
+    let begin = history.begins.first().map(|at| &at.event)?;
+    let steps = history.steps.iter().map(|at| &at.event);
+    let last = history.steps.last().map_or(0, |at| at.event.step);
+    let rows = begin.data.iter().filter(|part| part.part == "train");
+    Some(Training {
+        training: steps.clone().map(|step| (step.step, step.loss)).collect(),
+        held_out: history
+            .validations
+            .iter()
+            .map(|at| (at.event.step, at.event.valid_loss))
+            .collect(),
+        lr: steps.map(|step| step.lr).fold(0.0, f64::max),
+        epochs: last as f64 / begin.steps_per_epoch.max(1.0),
+        rows: rows.map(|part| part.rows).sum(),
+        is_lora: begin.mode.contains("lora"),
+    })
+}
+
+/// How each question was answered.
+fn write_answers(path: &Path, report: &Report) -> Result<()> {
+    let mut lines = String::new();
+    for model in &report.models {
+        for task in &model.tasks {
+            for answer in &task.answers {
+                let mut line = serde_json::json!({"model": model.model, "task": task.task});
+                if let (Some(line), serde_json::Value::Object(fields)) =
+                    (line.as_object_mut(), serde_json::to_value(answer)?)
+                {
+                    line.extend(fields);
+                }
+                lines.push_str(&line.to_string());
+                lines.push('\n');
+            }
+        }
+    }
+    write_whole(path, lines.as_bytes())
 }

@@ -410,6 +410,78 @@ fn eval_scores_the_assistant_in_chat_rows() {
 }
 
 #[test]
+fn eval_asks_tasks_compares_with_a_reference_and_writes_a_report() {
+    let place = Place::new();
+    let f32 = place.tiny("f32.gguf", Family::Llama, DType::F32);
+    let q4 = place.tiny("q4.gguf", Family::Llama, DType::Q4_0);
+    let text = place.write(
+        "text.txt",
+        "The quick brown fox jumps over the lazy dog. ".repeat(40),
+    );
+    let rows = place.write(
+        "rows.jsonl",
+        "{\"q\": \"the\", \"c\": [\"cat\", \"dog\"], \"a\": 0}\n{\"q\": \"a\", \"c\": [\"cat\", \"dog\"], \"a\": 1}\n",
+    );
+    let task = place.write(
+        "mine.toml",
+        "kind = 'multiple_choice'\nquestion = '{{ q }}'\nchoices = 'c'\nanswer = 'a'\n",
+    );
+    let report = place.write("report.html", "");
+    let with_rows = format!("{task}={rows}");
+    let json = place
+        .run(&[
+            "eval",
+            &f32,
+            &q4,
+            "--text",
+            &text,
+            "--window",
+            "32",
+            "--stride",
+            "32",
+            "--task",
+            &with_rows,
+            "--reference",
+            &f32,
+            "--write",
+            "--max-tokens",
+            "8",
+            "--report",
+            &report,
+            "--json",
+        ])
+        .json();
+    let (one, two) = (&json["models"][0], &json["models"][1]);
+    for model in [one, two] {
+        assert!((0.0..=1.0).contains(&model["acc"].as_f64().unwrap()));
+        assert_eq!(model["tasks"]["mine"]["items"], 2);
+        assert!(model["perplexity_stderr"].as_f64().unwrap() > 0.0);
+        assert!(model["quality"]["distinct_1"].as_f64().unwrap() > 0.0);
+    }
+    assert!(one["reference"]["kl"].as_f64().unwrap() < 1e-6);
+    assert!(two["reference"]["kl"].as_f64().unwrap() > 1e-4);
+    let page = std::fs::read_to_string(&report).unwrap();
+    assert!(page.contains("Against the reference"));
+    place
+        .run(&["eval", &f32, "--task", &task])
+        .fails(2, &["give the file of its rows"]);
+    place
+        .run(&["eval", &f32, "--task", "hellasweg"])
+        .fails(1, &["there is no task `hellasweg`", "hellaswag"]);
+    let bad = place.write(
+        "bad.jsonl",
+        "{\"q\": \"the\", \"c\": [\"x\", \"y\"], \"a\": 7}\n",
+    );
+    let with_bad = format!("{task}={bad}");
+    place
+        .run(&["eval", &f32, "--task", &with_bad])
+        .fails(1, &["bad.jsonl:1", "0 to 1"]);
+    place
+        .run(&["eval", &f32, "--task", &with_rows, "--reference", &f32])
+        .fails(2, &["--reference compares over a text"]);
+}
+
+#[test]
 fn eval_refuses_what_cannot_be() {
     let place = Place::new();
     let model = place.tiny("tiny.gguf", Family::Gpt2, DType::F32);

@@ -37,7 +37,7 @@ enum Command {
     Fixtures,
     /// Fuzz a parser with libFuzzer (needs a nightly toolchain)
     Fuzz {
-        /// The target: `gguf`, `tokenizer` or `rows`
+        /// The target: `gguf`, `tokenizer`, `rows` or `task`
         target: String,
         /// How long
         #[arg(long, default_value_t = 60)]

@@ -4,6 +4,7 @@
 //! Sources: Radford et al. 2019 (GPT-2), Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE), Ainslie et al. 2023 (grouped heads).
 
 use super::{
+    Feed,
     kernels::{Activations, Kernels, Scratch},
     math::rope_row,
     session::Session,
@@ -11,7 +12,6 @@ use super::{
 };
 use crate::spec::{Mlp, ModelSpec, Norm, Pairing, Position};
 use fledgling_pool::{Columns, Pool};
-use std::ops::Range;
 
 /// Rows of a matrix that a piece of work is a multiple of: the widest step of any instruction set.
 const ROW_STEP: usize = 16;
@@ -46,30 +46,30 @@ impl Runner {
         }
     }
 
-    /// Feeds `tokens` and writes the logits of the positions `wanted`, counted within `tokens`. [T] -> [wanted, V]
+    /// Takes `rows` through the layers, which may be of several conversations. The rows of one come in order, without a gap.
     ///
-    /// The session's cache holds the tokens afterwards; it is for the caller to commit or to truncate them.
-    pub(crate) fn forward(
+    /// The sessions' caches hold the tokens afterwards; it is for the caller to commit or to truncate them.
+    pub(crate) fn layers(
         &mut self,
         spec: &ModelSpec,
         weights: &Weights,
-        session: &mut Session,
-        tokens: &[u32],
-        wanted: Range<usize>,
-        logits: &mut Vec<f32>,
+        feeds: &mut [Feed<'_>],
+        rows: &[Row],
     ) {
-        let Self { ops, x, input, y } = self;
-        let past = session.tokens().len();
-        ops.extend_rotations(&spec.position, past + tokens.len());
+        let Self {
+            ops, x, input, y, ..
+        } = self;
+        let n_positions = rows.iter().map(|row| row.position + 1).max();
+        ops.extend_rotations(&spec.position, n_positions.unwrap_or(0));
 
-        ops.embed(weights, tokens, past, x); // x [T, C]
+        ops.embed(weights, feeds, rows, x); // x [T, C]
         for (l, layer) in weights.layers.iter().enumerate() {
             ops.norm(spec, &layer.attn_norm, x, input); // input [T, C]
             ops.linear(&layer.qkv, input, y); // y [T, (H + 2K) D]
             ops.norm_heads(spec, layer, y);
-            ops.rotate(spec, past, y);
-            cache(spec, l, y, session);
-            ops.attend(spec, l, y, session, input); // input [T, H D]
+            ops.rotate(spec, rows, y);
+            cache(spec, l, y, feeds, rows);
+            ops.attend(spec, l, y, feeds, rows, input); // input [T, H D]
             ops.linear(&layer.attn_output, input, y); // y [T, C]
             ops.add(x, y, spec.n_embd); // x [T, C]
 
@@ -79,11 +79,38 @@ impl Runner {
             ops.linear(&layer.ffn_down, input, y); // y [T, C]
             ops.add(x, y, spec.n_embd); // x [T, C]
         }
-        if !wanted.is_empty() {
-            let x = &x[wanted.start * spec.n_embd..wanted.end * spec.n_embd]; // x [wanted, C]
-            ops.norm(spec, &weights.output_norm, x, input); // input [wanted, C]
-            ops.linear(&weights.output, input, logits); // logits [wanted, V]
+    }
+
+    /// The logits of some of the rows that [`Self::layers`] took last, by their numbers there. [wanted] -> [wanted, V]
+    pub(crate) fn logits(
+        &mut self,
+        spec: &ModelSpec,
+        weights: &Weights,
+        wanted: &[usize],
+        logits: &mut Vec<f32>,
+    ) {
+        let Self {
+            ops, x, input, y, ..
+        } = self;
+        y.clear();
+        for &i in wanted {
+            y.extend_from_slice(&x[i * spec.n_embd..][..spec.n_embd]); // y [wanted, C]
         }
+        ops.norm(spec, &weights.output_norm, y, input); // input [wanted, C]
+        ops.linear(&weights.output, input, logits); // logits [wanted, V]
+    }
+
+    /// Makes a result of each row of logits, on all threads. [n, V] -> [n]
+    pub(crate) fn reduce<R: Send>(
+        &mut self,
+        logits: &[f32],
+        vocab_size: usize,
+        results: &mut [R],
+        reduce: impl Fn(usize, &[f32]) -> R + Sync,
+    ) {
+        self.ops.pool.for_chunks(results, 1, |i, result| {
+            result[0] = reduce(i, &logits[i * vocab_size..][..vocab_size]);
+        });
     }
 
     /// From now on looks where numbers stop being finite, until [`Self::end_trace`].
@@ -95,6 +122,17 @@ impl Runner {
     pub(crate) fn end_trace(&mut self) -> Option<String> {
         self.ops.trace.take()?.found
     }
+}
+
+/// One token on its way through the layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Row {
+    /// Whose it is.
+    pub(crate) feed: usize,
+    /// Its number among the tokens that are fed there.
+    pub(crate) t: usize,
+    /// Its position in the conversation.
+    pub(crate) position: usize,
 }
 
 /// The operations of the forward pass, over rows of T tokens, spread over threads.
@@ -128,15 +166,16 @@ impl Ops {
     }
 
     /// Embeddings of the tokens, plus those of their positions where these are learned. [T] -> [T, C]
-    fn embed(&mut self, weights: &Weights, tokens: &[u32], past: usize, x: &mut Vec<f32>) {
+    fn embed(&mut self, weights: &Weights, feeds: &[Feed<'_>], rows: &[Row], x: &mut Vec<f32>) {
         let n_embd = weights.token_embd.n_cols;
-        x.resize(tokens.len() * n_embd, 0.0);
+        x.resize(rows.len() * n_embd, 0.0);
         let mut position = vec![0.0; n_embd];
-        for (t, (row, &id)) in x.chunks_exact_mut(n_embd).zip(tokens).enumerate() {
-            weights.token_embd.dequantize_row(id as usize, row);
+        for (out, row) in x.chunks_exact_mut(n_embd).zip(rows) {
+            let id = feeds[row.feed].tokens[row.t];
+            weights.token_embd.dequantize_row(id as usize, out);
             if let Some(position_embd) = &weights.position_embd {
-                position_embd.dequantize_row(past + t, &mut position);
-                (self.kernels.add)(row, &position);
+                position_embd.dequantize_row(row.position, &mut position);
+                (self.kernels.add)(out, &position);
             }
         }
         self.check(x, || weights.token_embd.name.clone());
@@ -215,7 +254,7 @@ impl Ops {
     }
 
     /// Rotates the queries and keys of each token by its position. [T, (H + 2K) D]
-    fn rotate(&mut self, spec: &ModelSpec, past: usize, qkv: &mut [f32]) {
+    fn rotate(&mut self, spec: &ModelSpec, rows: &[Row], qkv: &mut [f32]) {
         let Position::Rope { dim, pairing, .. } = spec.position else {
             return;
         };
@@ -225,7 +264,7 @@ impl Ops {
             Pairing::Halves => self.kernels.rope_halves,
         };
         self.pool.for_chunks(qkv, qkv_width(spec), |t, row| {
-            let rotations = &rotations[(past + t) * n_pairs..][..n_pairs];
+            let rotations = &rotations[rows[t].position * n_pairs..][..n_pairs];
             for head in row
                 .chunks_exact_mut(spec.head_dim)
                 .take(spec.n_head + spec.n_kv_head)
@@ -241,18 +280,21 @@ impl Ops {
         spec: &ModelSpec,
         l: usize,
         qkv: &[f32],
-        session: &Session,
+        feeds: &[Feed<'_>],
+        rows: &[Row],
         out: &mut Activations,
     ) {
-        let (kernels, d, past) = (self.kernels, spec.head_dim, session.tokens().len());
+        let (kernels, d) = (self.kernels, spec.head_dim);
+        // Shared between threads, which is why it is not the exclusive borrows themselves.
+        let sessions: Vec<&Session> = feeds.iter().map(|feed| &*feed.session).collect();
         let heads_per_kv = spec.n_head / spec.n_kv_head;
         out.reshape(qkv.len() / qkv_width(spec), spec.n_head * d);
         self.pool
             .for_chunks_with(&mut out.x, d, &mut self.scratch, |i, out, scratch| {
                 let (t, h) = (i / spec.n_head, i % spec.n_head);
-                let n = past + t + 1;
+                let n = rows[t].position + 1;
                 let q = &qkv[t * qkv_width(spec) + h * d..][..d]; // [D]
-                let (k, v) = session.head(l, h / heads_per_kv, n); // [n, D], [n, D]
+                let (k, v) = sessions[rows[t].feed].head(l, h / heads_per_kv, n); // [n, D], [n, D]
                 scratch.scores.resize(n, 0.0);
                 (kernels.attend)(q, k, v, &mut scratch.scores, out); // [D]
             });
@@ -308,9 +350,9 @@ fn add_bias(kernels: &Kernels, bias: &[f32], n_rows: usize, out: &mut Columns<'_
 }
 
 /// Appends keys and values of each token to the cache of layer `l`. [T, (H + 2K) D]
-fn cache(spec: &ModelSpec, l: usize, qkv: &[f32], session: &mut Session) {
-    for row in qkv.chunks_exact(qkv_width(spec)) {
-        let (k, v) = row[spec.n_head * spec.head_dim..].split_at(spec.n_kv_head * spec.head_dim); // [K D], [K D]
-        session.push(l, k, v);
+fn cache(spec: &ModelSpec, l: usize, qkv: &[f32], feeds: &mut [Feed<'_>], rows: &[Row]) {
+    for (qkv, row) in qkv.chunks_exact(qkv_width(spec)).zip(rows) {
+        let (k, v) = qkv[spec.n_head * spec.head_dim..].split_at(spec.n_kv_head * spec.head_dim); // [K D], [K D]
+        feeds[row.feed].session.push(l, k, v);
     }
 }

@@ -25,19 +25,16 @@ use crate::{
     spec::{ModelSpec, check_tensors},
 };
 use fledgling_pool::Pool;
-use forward::Runner;
+use forward::{Row, Runner};
 use kernels::Kernels;
-use std::{
-    ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use weights::Weights;
 
 /// Tokens that go through the layers together when a prompt is fed: so many that weights are read seldom, so few that
 /// activations stay in the cache.
 const CHUNK: usize = 128;
-/// The same when logits of every position are wanted, which are wider than all else.
-const CHUNK_WITH_LOGITS: usize = 32;
+/// Positions whose logits, which are wider than all else, are held at once.
+const LOGITS_CHUNK: usize = 32;
 
 /// Instruction sets the engine has kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -165,7 +162,13 @@ impl CpuEngine {
     /// fault. The session is unchanged then.
     pub fn forward(&self, session: &mut Session, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
         let mut logits = Vec::new();
-        self.feed(session, tokens, Wanted::Last, &mut logits, &mut |_, _| ())?;
+        let wanted_from = tokens.len().saturating_sub(1);
+        let feed = Feed {
+            session,
+            tokens,
+            wanted_from,
+        };
+        self.feed(&mut [feed], &mut logits, &mut |_, _, _| ())?;
         Ok(logits)
     }
 
@@ -179,46 +182,74 @@ impl CpuEngine {
         tokens: &[u32],
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), EngineError> {
-        self.feed(session, tokens, Wanted::All, &mut Vec::new(), each)
+        let feed = Feed {
+            session,
+            tokens,
+            wanted_from: 0,
+        };
+        let vocab_size = self.spec.vocab_size;
+        self.feed(&mut [feed], &mut Vec::new(), &mut |_, rows, logits| {
+            for (row, logits) in rows.iter().zip(logits.chunks_exact(vocab_size)) {
+                each(row.t, logits);
+            }
+        })
     }
 
-    /// Feeds `tokens` chunk by chunk; on an error the session is as before.
+    /// Feeds several conversations at once and makes a result of the logits at each position that is wanted, on all
+    /// threads: `reduce(feed, t, logits)`, with `t` counted among the tokens of that feed. The results come feed by feed, in order.
+    ///
+    /// The numbers are those of [`Self::forward_all`] on each by itself; many short texts together run at the speed of a long one,
+    /// and only a chunk of logits is held.
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; all sessions are unchanged then.
+    pub fn forward_batch<R: Clone + Default + Send>(
+        &self,
+        feeds: &mut [Feed<'_>],
+        reduce: &(dyn Fn(usize, usize, &[f32]) -> R + Sync),
+    ) -> Result<Vec<R>, EngineError> {
+        let mut results = Vec::new();
+        let vocab_size = self.spec.vocab_size;
+        self.feed(feeds, &mut Vec::new(), &mut |runner, rows, logits| {
+            let start = results.len();
+            results.resize(start + rows.len(), R::default());
+            runner.reduce(logits, vocab_size, &mut results[start..], |i, logits| {
+                reduce(rows[i].feed, rows[i].t, logits)
+            });
+        })?;
+        Ok(results)
+    }
+
+    /// Feeds tokens chunk by chunk, and calls `each` with some rows and their logits; on an error the sessions are as before.
     fn feed(
         &self,
-        session: &mut Session,
-        tokens: &[u32],
-        wanted: Wanted,
+        feeds: &mut [Feed<'_>],
         logits: &mut Vec<f32>,
-        each: &mut dyn FnMut(usize, &[f32]),
+        each: &mut Each<'_>,
     ) -> Result<(), EngineError> {
-        self.check_input(session, tokens)?;
+        for feed in &mut *feeds {
+            self.check_input(feed.session, feed.tokens)?;
+            let start = feed.session.tokens().len();
+            // What a call that panicked may have left.
+            feed.session.truncate_cache(start);
+            feed.session.reserve(start + feed.tokens.len())?;
+        }
+        let rows = rows_of(feeds);
         let mut runner = self.runner();
-        let start = session.tokens().len();
-        // What a call that panicked may have left.
-        session.truncate_cache(start);
-        session.reserve(start + tokens.len())?;
-        for chunk in tokens.chunks(wanted.chunk_len()) {
-            let done = session.tokens().len() - start;
-            let is_last = done + chunk.len() == tokens.len();
-            let range = wanted.positions(chunk.len(), is_last);
-            runner.forward(
-                &self.spec,
-                &self.weights,
-                session,
-                chunk,
-                range.clone(),
-                logits,
-            );
-            if !range.is_empty() && !all_finite(logits) {
-                session.rewind(start);
-                return Err(self.find_not_finite(&mut runner, session, tokens));
-            }
-            session.commit(chunk);
-            if wanted == Wanted::All {
-                for (t, logits) in logits.chunks_exact(self.spec.vocab_size).enumerate() {
-                    each(done + t, logits);
+        for chunk in rows.chunks(CHUNK) {
+            runner.layers(&self.spec, &self.weights, feeds, chunk);
+            let is_wanted = |&i: &usize| chunk[i].t >= feeds[chunk[i].feed].wanted_from;
+            let wanted: Vec<usize> = (0..chunk.len()).filter(is_wanted).collect();
+            for wanted in wanted.chunks(LOGITS_CHUNK) {
+                runner.logits(&self.spec, &self.weights, wanted, logits);
+                if !all_finite(logits) {
+                    rewind(feeds, &rows);
+                    return Err(self.find_not_finite(&mut runner, feeds, &rows));
                 }
+                let wanted: Vec<Row> = wanted.iter().map(|&i| chunk[i]).collect();
+                each(&mut runner, &wanted, logits);
             }
+            commit(feeds, chunk);
         }
         Ok(())
     }
@@ -249,23 +280,17 @@ impl CpuEngine {
     fn find_not_finite(
         &self,
         runner: &mut Runner,
-        session: &mut Session,
-        tokens: &[u32],
+        feeds: &mut [Feed<'_>],
+        rows: &[Row],
     ) -> EngineError {
-        let start = session.tokens().len();
         runner.begin_trace();
-        for chunk in tokens.chunks(Wanted::All.chunk_len()) {
-            runner.forward(
-                &self.spec,
-                &self.weights,
-                session,
-                chunk,
-                0..chunk.len(),
-                &mut Vec::new(),
-            );
-            session.commit(chunk);
+        for chunk in rows.chunks(LOGITS_CHUNK) {
+            runner.layers(&self.spec, &self.weights, feeds, chunk);
+            let all: Vec<usize> = (0..chunk.len()).collect();
+            runner.logits(&self.spec, &self.weights, &all, &mut Vec::new());
+            commit(feeds, chunk);
         }
-        session.rewind(start);
+        rewind(feeds, rows);
         let place = runner
             .end_trace()
             .unwrap_or_else(|| "the logits".to_owned());
@@ -278,28 +303,48 @@ impl CpuEngine {
     }
 }
 
-/// Positions whose logits a caller wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wanted {
-    Last,
-    All,
+/// Takes some rows and their logits. [wanted], [wanted, V]
+type Each<'a> = dyn FnMut(&mut Runner, &[Row], &[f32]) + 'a;
+
+/// One conversation's share of a batch.
+#[derive(Debug)]
+pub struct Feed<'a> {
+    /// Where the tokens go.
+    pub session: &'a mut Session,
+    /// What is fed, at least one token.
+    pub tokens: &'a [u32],
+    /// Logits are wanted from this one of `tokens` on: 0 wants all, the length none.
+    pub wanted_from: usize,
 }
 
-impl Wanted {
-    fn chunk_len(self) -> usize {
-        match self {
-            Self::Last => CHUNK,
-            Self::All => CHUNK_WITH_LOGITS,
-        }
+/// All tokens of all feeds, each with its place.
+fn rows_of(feeds: &[Feed<'_>]) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for (i, feed) in feeds.iter().enumerate() {
+        let past = feed.session.tokens().len();
+        rows.extend((0..feed.tokens.len()).map(|t| Row {
+            feed: i,
+            t,
+            position: past + t,
+        }));
     }
+    rows
+}
 
-    /// Within a chunk of `n` tokens.
-    fn positions(self, n: usize, is_last_chunk: bool) -> Range<usize> {
-        match self {
-            Self::Last if is_last_chunk => n - 1..n,
-            Self::Last => 0..0,
-            Self::All => 0..n,
-        }
+/// Counts the rows' tokens as fed.
+fn commit(feeds: &mut [Feed<'_>], rows: &[Row]) {
+    for row in rows {
+        let feed = &mut feeds[row.feed];
+        feed.session.commit(&feed.tokens[row.t..=row.t]);
+    }
+}
+
+/// Makes the sessions forget all rows, of which they may hold some.
+fn rewind(feeds: &mut [Feed<'_>], rows: &[Row]) {
+    for row in rows.iter().filter(|row| row.t == 0) {
+        let session = &mut *feeds[row.feed].session;
+        session.rewind(row.position);
+        session.truncate_cache(row.position);
     }
 }
 

@@ -30,9 +30,11 @@ use crate::{
     config::{Counts, Format, Source},
     document::{Body, Document, Place},
 };
+use anyhow::Context;
 use archive::{Member, Members, Tar, Zip, ZipPlace};
 use bytes::{MAGIC_BYTES, Magic, Peek, READ_BYTES, Stored, Stream};
 use rows::Wanted;
+use serde_json::{Map, Value};
 use std::{
     fmt,
     fs::File,
@@ -155,12 +157,7 @@ pub fn documents<F: FnMut(u64)>(
     source: &Source,
     on_bytes: F,
 ) -> Result<Documents<F>, Defect> {
-    let opened = input.open();
-    let opened = opened.map_err(|reason| Flaw::whole(0, reason).at(input.source, &input.name))?;
-    let mut documents = Documents::new(input.source, &input.name, source, opened.stream, on_bytes)?;
-    documents.reading.fallback = opened.format;
-    documents.reading.path = opened.path;
-    documents.len_bytes = input.len_bytes;
+    let mut documents = Documents::of_input(input, source, on_bytes)?;
     documents.open()?;
     Ok(documents)
 }
@@ -184,6 +181,47 @@ pub fn all(sources: &[Source]) -> anyhow::Result<impl Iterator<Item = anyhow::Re
     }))
 }
 
+/// A row as it is in its file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Where it stands.
+    pub place: Place,
+    /// Columns or keys; the values of a table that is text are strings.
+    pub fields: Map<String, Value>,
+}
+
+/// The rows of a source as they are (its `fields` do not matter), from JSON, tables and parquet, compressed or in archives.
+/// # Errors
+/// When there is nothing at the path. What is wrong later comes in place of the rows.
+pub fn records(source: &Source) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Record>>> {
+    let inputs = find(std::slice::from_ref(source))?.inputs;
+    let source = source.clone();
+    Ok(inputs.into_iter().flat_map(move |input| {
+        let mut opened = Documents::of_input(&input, &source, |_| ());
+        if let Ok(documents) = &mut opened {
+            documents.reading.wanted = Wanted::record();
+        }
+        let opened = opened.and_then(|mut documents| documents.open().map(|()| documents));
+        let (documents, defect) = match opened {
+            Ok(documents) => (Some(documents), None),
+            Err(defect) => (None, Some(defect)),
+        };
+        let documents = documents.into_iter().flatten().chain(defect.map(Err));
+        documents.map(|document| record_of(document?))
+    }))
+}
+
+/// The row in a document that was read as a record.
+fn record_of(document: Document) -> anyhow::Result<Record> {
+    let Document { place, body } = document;
+    let text = match &body {
+        Body::Text(text) => text.as_str(),
+        _ => "",
+    };
+    let fields = serde_json::from_str(text).with_context(|| place.to_string())?;
+    Ok(Record { place, fields })
+}
+
 /// The same of bytes from anywhere; `name` tells their format where the source does not.
 ///
 /// # Errors
@@ -200,6 +238,18 @@ pub fn documents_of<F: FnMut(u64)>(
 }
 
 impl<F: FnMut(u64)> Documents<F> {
+    /// Of an input, not opened yet.
+    fn of_input(input: &Input, source: &Source, on_bytes: F) -> Result<Self, Defect> {
+        let opened = input.open();
+        let opened =
+            opened.map_err(|reason| Flaw::whole(0, reason).at(input.source, &input.name))?;
+        let mut documents = Self::new(input.source, &input.name, source, opened.stream, on_bytes)?;
+        documents.reading.fallback = opened.format;
+        documents.reading.path = opened.path;
+        documents.len_bytes = input.len_bytes;
+        Ok(documents)
+    }
+
     fn new(
         source_idx: u32,
         name: &str,
@@ -382,6 +432,9 @@ impl Reading {
             },
         };
         let wanted = self.wanted.clone();
+        if wanted.is_record() && matches!(format, Format::Txt | Format::Md | Format::Html) {
+            return refused("holds no rows; they are read from jsonl, json, csv, tsv and parquet");
+        }
         let utf8 =
             |peek| encoding::utf8_stream(peek, format).map_err(|reason| Flaw::whole(0, reason));
         Ok(match format {

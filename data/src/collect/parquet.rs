@@ -55,7 +55,8 @@ impl Table {
             .check(&names)
             .map_err(|reason| Flaw::whole(0, reason))?;
         let fields = root.get_fields().iter();
-        let chosen = fields.filter(|field| wanted.find(field.name()).is_some());
+        let chosen =
+            fields.filter(|field| wanted.is_record() || wanted.find(field.name()).is_some());
         let schema = Type::group_type_builder(root.name())
             .with_fields(chosen.cloned().collect())
             .build()
@@ -99,6 +100,14 @@ impl Table {
     }
 
     fn body(&self, row: Row) -> Result<Body, String> {
+        if self.wanted.is_record() {
+            let columns = row.into_columns().into_iter().map(|(name, field)| {
+                let value = value_of(field).map_err(|reason| format!("`{name}` {reason}"))?;
+                Ok((name, value))
+            });
+            let record: Map<_, _> = columns.collect::<Result<_, String>>()?;
+            return Ok(Body::Text(Value::Object(record).to_string()));
+        }
         let mut picked = Picked::default();
         for (name, field) in row.into_columns() {
             if let Some(key_idx) = self.wanted.find(&name) {
@@ -175,6 +184,18 @@ fn value_of(field: Field) -> Result<Value, &'static str> {
             Value::Array(elements.map(value_of).collect::<Result<_, _>>()?)
         }
         Field::MapInternal(_) => Value::Object(Map::new()),
-        _ => Value::from(0),
+        Field::Byte(n) => n.into(),
+        Field::Short(n) => n.into(),
+        Field::Int(n) => n.into(),
+        Field::Long(n) => n.into(),
+        Field::UByte(n) => n.into(),
+        Field::UShort(n) => n.into(),
+        Field::UInt(n) => n.into(),
+        Field::ULong(n) => n.into(),
+        Field::Float16(x) => f32::from(x).into(),
+        Field::Float(x) => x.into(),
+        Field::Double(x) => x.into(),
+        // Decimals and points in time, in the crate's spelling.
+        other => Value::String(other.to_string()),
     })
 }

@@ -39,6 +39,8 @@ enum Shape {
     Text,
     Pair,
     Messages,
+    /// The whole row, as JSON in a text.
+    Record,
 }
 
 /// The keys that are looked for.
@@ -130,6 +132,21 @@ impl Wanted {
         })
     }
 
+    /// Every key and its value: the row as it is, as JSON in a text.
+    pub(super) fn record() -> Self {
+        Self {
+            keys: Vec::new(),
+            shape: Shape::Record,
+            input_needed: false,
+            chat: false,
+        }
+    }
+
+    /// Whether rows are taken as they are.
+    pub(super) fn is_record(&self) -> bool {
+        self.shape == Shape::Record
+    }
+
     /// The number of a key that is looked for.
     pub(super) fn find(&self, name: &str) -> Option<usize> {
         self.keys.iter().position(|(key, _)| key == name)
@@ -154,6 +171,9 @@ impl Wanted {
 
     /// Whether a row with these names can be a document.
     pub(super) fn check(&self, names: &[&str]) -> Result<(), String> {
+        if self.is_record() {
+            return Ok(());
+        }
         let mut picked = Picked::default();
         for name in names {
             if let Some(key_idx) = self.find(name) {
@@ -253,6 +273,9 @@ impl Wanted {
         let picked = self.deserialize(&mut json);
         let picked = picked.and_then(|picked| json.end().map(|()| picked));
         let picked = picked.map_err(|error| Flaw::row(row, json_reason(&error, one_line)))?;
+        if self.is_record() {
+            return Ok(Body::Text(text.to_owned()));
+        }
         self.body(picked)
             .map_err(|misfit| Flaw::row(row, misfit.reason(&keys_of(text))))
     }

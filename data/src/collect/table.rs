@@ -8,7 +8,7 @@ use super::{
 };
 use crate::document::Body;
 use csv::{ByteRecord, ErrorKind, Reader, ReaderBuilder, Terminator};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use std::{
     io::{self, Read},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -19,6 +19,8 @@ pub(super) struct Records {
     reader: Reader<Watched>,
     watch: Watch,
     wanted: Wanted,
+    /// The header.
+    names: Vec<String>,
     /// Of each column the number of the wanted key.
     columns: Vec<Option<usize>>,
     record: ByteRecord,
@@ -54,6 +56,7 @@ impl Records {
             reader,
             watch,
             wanted,
+            names: Vec::new(),
             columns: Vec::new(),
             record: ByteRecord::new(),
             most_bytes,
@@ -67,8 +70,8 @@ impl Records {
 
     fn take_header(&mut self, row: u64) -> Result<(), Flaw> {
         let names = self.record.iter().map(String::from_utf8_lossy);
-        let names: Vec<String> = names.map(|name| name.trim().to_owned()).collect();
-        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        self.names = names.map(|name| name.trim().to_owned()).collect();
+        let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
         let checked = self.wanted.check(&names);
         checked.map_err(|reason| Flaw::whole(row, reason))?;
         self.columns = names.iter().map(|name| self.wanted.find(name)).collect();
@@ -114,21 +117,38 @@ impl Records {
             let reason = format!("the record has {len} fields, but the header {expected}");
             return Err(Flaw::row(row, reason));
         }
+        if self.wanted.is_record() {
+            let values = (0..len).map(|idx| self.value(idx, row));
+            let pairs = self.names.iter().cloned().zip(values);
+            let record: Map<_, _> = pairs
+                .map(|(name, value)| Ok((name, value?)))
+                .collect::<Result<_, Flaw>>()?;
+            return Ok(Body::Text(Value::Object(record).to_string()));
+        }
         let mut picked = Picked::default();
-        for (idx, (value, key_idx)) in self.record.iter().zip(&self.columns).enumerate() {
-            let Some(key_idx) = *key_idx else { continue };
-            let ends_line = idx + 1 == len;
-            let value = value
-                .strip_suffix(b"\r")
-                .filter(|_| ends_line)
-                .unwrap_or(value);
-            let text = std::str::from_utf8(value)
-                .map_err(|_| Flaw::row(row, "invalid UTF-8".to_owned()))?;
-            let value = Value::String(text.to_owned());
-            self.wanted.offer(&mut picked, key_idx, value);
+        for (idx, key_idx) in self.columns.iter().enumerate() {
+            if let Some(key_idx) = *key_idx {
+                self.wanted
+                    .offer(&mut picked, key_idx, self.value(idx, row)?);
+            }
         }
         let body = self.wanted.body(picked);
         body.map_err(|misfit| Flaw::row(row, misfit.reason::<&str>(&[])))
+    }
+}
+
+impl Records {
+    /// The value in a column of the record at hand, without the `\r` that ends a line.
+    fn value(&self, idx: usize, row: u64) -> Result<Value, Flaw> {
+        let value = &self.record[idx];
+        let ends_line = idx + 1 == self.record.len();
+        let value = value
+            .strip_suffix(b"\r")
+            .filter(|_| ends_line)
+            .unwrap_or(value);
+        let text = std::str::from_utf8(value);
+        let text = text.map_err(|_| Flaw::row(row, "invalid UTF-8".to_owned()))?;
+        Ok(Value::String(text.to_owned()))
     }
 }
 

@@ -3,7 +3,6 @@
 use super::{
     history::History,
     overview::Overview,
-    page::{of, render},
     plot::{Kind, Plot, Scale, Series, smooth},
 };
 use crate::{
@@ -11,6 +10,7 @@ use crate::{
     runs::{side_by_side, value_text},
 };
 use anyhow::Result;
+use fledgling_eval::page::{of, render};
 use minijinja::context;
 use serde_json::Value;
 use std::collections::BTreeMap;

@@ -11,8 +11,9 @@ use crate::{
     files::write_whole,
     run::{self, CONFIG_FILE, METRICS_FILE},
 };
-use anyhow::{Context, Result};
-use minijinja::{AutoEscape, Environment, Value, context, value::Serde};
+use anyhow::Result;
+use fledgling_eval::page::{of, render};
+use minijinja::context;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -45,20 +46,6 @@ pub fn html(folder: &Path) -> Result<String> {
     let overview = Overview::of(folder, record.as_ref(), &history, None);
     let config = std::fs::read_to_string(folder.join(CONFIG_FILE)).unwrap_or_default();
     page(&overview, &history, &config)
-}
-
-/// Renders a page after the parts that pages share; every value is escaped.
-pub(super) fn render(page: &str, context: Value) -> Result<String> {
-    let mut environment = Environment::new();
-    environment.set_auto_escape_callback(|_| AutoEscape::Html);
-    let source = format!("{}{page}", include_str!("parts.html"));
-    let page = environment.render_str(&source, context);
-    page.context("the page could not be made")
-}
-
-/// Something as a template sees it.
-pub(super) fn of<T: Serialize>(value: T) -> Value {
-    Value::from(Serde(value))
 }
 
 fn page(run: &Overview, history: &History, config: &str) -> Result<String> {

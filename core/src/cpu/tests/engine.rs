@@ -1,7 +1,7 @@
 //! What the engine promises, on tiny models of all families.
 
 use crate::{
-    cpu::{CpuEngine, CpuOptions, EngineError, Isa, KvDType, Session},
+    cpu::{CpuEngine, CpuOptions, EngineError, Feed, Isa, KvDType, Session},
     gguf::Gguf,
     quant::DType,
     spec::Family,
@@ -144,6 +144,67 @@ fn a_fork_goes_its_own_way() {
     two.rewind(3);
     assert_eq!(bits(&engine.forward(&mut two, &[4]).unwrap()), bits(&a));
     assert_eq!(one.tokens(), two.tokens());
+}
+
+#[test]
+fn a_batch_gives_what_each_conversation_gives_by_itself() {
+    for family in FAMILIES {
+        let options = CpuOptions {
+            n_threads: 2,
+            ..CpuOptions::default()
+        };
+        let engine = engine_with(tiny_model(family, DType::Q8_0, 1), &options);
+        let tokens = ids(128);
+        // A context, then texts that go on from it or from nothing, longer than a chunk together.
+        let mut shared = engine.session(128).unwrap();
+        engine.forward(&mut shared, &tokens[..20]).unwrap();
+        let parts = [
+            (20, 20..21),
+            (0, 5..120),
+            (20, 70..110),
+            (0, 3..4),
+            (20, 9..25),
+        ];
+        let wanted_from = [0, 60, 39, 0, 16];
+        let start = |past| match past {
+            0 => engine.session(128).unwrap(),
+            _ => shared.clone(),
+        };
+        let mut want = Vec::new();
+        for (feed, ((past, range), from)) in parts.iter().zip(wanted_from).enumerate() {
+            let alone = all_logits(&engine, &mut start(*past), &tokens[range.clone()]);
+            want.extend((from..alone.len()).map(|t| (feed, t, alone[t].clone())));
+        }
+        let mut sessions: Vec<Session> = parts.iter().map(|(past, _)| start(*past)).collect();
+        let zipped = sessions.iter_mut().zip(&parts).zip(wanted_from);
+        let mut feeds: Vec<Feed<'_>> = zipped
+            .map(|((session, (_, range)), wanted_from)| Feed {
+                session,
+                tokens: &tokens[range.clone()],
+                wanted_from,
+            })
+            .collect();
+        let got = engine
+            .forward_batch(&mut feeds, &|feed, t, logits| (feed, t, bits(logits)))
+            .unwrap();
+        assert!(got == want, "{family:?}");
+        assert_eq!(sessions[1].tokens(), &tokens[5..120]);
+    }
+}
+
+#[test]
+fn a_batch_with_a_wrong_part_changes_nothing() {
+    let engine = engine(Family::Llama, DType::F32);
+    let (mut one, mut two) = (engine.session(8).unwrap(), engine.session(2).unwrap());
+    let mut feeds =
+        [(&mut one, &[1, 2][..]), (&mut two, &[1, 2, 3][..])].map(|(session, tokens)| Feed {
+            session,
+            tokens,
+            wanted_from: 0,
+        });
+    let result = engine.forward_batch(&mut feeds, &|_, _, _| ());
+    assert!(matches!(result, Err(EngineError::ContextFull { .. })));
+    assert!(one.tokens().is_empty() && two.tokens().is_empty());
 }
 
 #[test]

@@ -438,3 +438,40 @@ fn broken_parquet_is_an_error() {
         assert!(!read("a.parquet", &bytes).is_empty());
     }
 }
+
+#[test]
+fn records_are_rows_as_they_are() {
+    use serde_json::Value;
+
+    let place = tempfile::tempdir().unwrap();
+    let read = |name: &str, bytes: &[u8]| {
+        let path = place.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let source = Source::of(&path.to_string_lossy());
+        let records = crate::collect::records(&source).unwrap();
+        let shown = records.map(|record| match record {
+            Ok(record) => format!("{} {}", record.place.row, Value::Object(record.fields)),
+            Err(error) => {
+                let text = format!("{error:#}");
+                text.rsplit('/').next().unwrap_or_default().to_owned()
+            }
+        });
+        shown.collect::<Vec<_>>()
+    };
+    let lines = "{\"a\": [1, {\"b\": null}], \"c\": 0.5}\n\n[1]\n{\"a\": \"x\"}\n{\"a\"";
+    let got = read("rows.jsonl", lines.as_bytes());
+    assert_eq!(got[0], r#"1 {"a":[1,{"b":null}],"c":0.5}"#);
+    assert_eq!(got[1], "rows.jsonl:3: is no object with keys and values");
+    assert_eq!(got[2], r#"4 {"a":"x"}"#);
+    assert!(got[3].starts_with("rows.jsonl:5: invalid JSON"), "{got:?}");
+    let array = read("rows.json", b"[{\"a\": 1}, {\"b\": true}]");
+    assert_eq!(array, [r#"1 {"a":1}"#, r#"2 {"b":true}"#]);
+    let table = read("rows.csv", b"q,a\r\nx,1\r\n\"y, z\",2\r\n");
+    assert_eq!(
+        table,
+        [r#"2 {"q":"x","a":"1"}"#, r#"3 {"q":"y, z","a":"2"}"#]
+    );
+    let text = read("rows.txt", b"a text");
+    assert_eq!(text.len(), 1);
+    assert!(text[0].contains("holds no rows"), "{text:?}");
+}
