@@ -5,7 +5,7 @@ use crate::{
     gguf::Gguf,
     quant::DType,
     spec::Family,
-    testing::{tiny_model, tiny_spec},
+    testing::{random_model, tiny_model, tiny_spec, wide_spec},
 };
 
 const FAMILIES: [Family; 4] = Family::ALL;
@@ -69,6 +69,33 @@ fn instruction_sets_threads_and_caches_give_the_same_bits() {
                         );
                     }
                 }
+            }
+        }
+    }
+}
+
+/// Super-blocks, and rows that mix types as llama.cpp's recipes do.
+#[test]
+fn models_of_k_types_give_the_same_bits_everywhere() {
+    let tokens = ids(37);
+    for family in FAMILIES {
+        for dtype in [DType::Q4K, DType::Q5K, DType::Q6K] {
+            let file = random_model(&wide_spec(family), dtype, 7);
+            let run = |isa| {
+                let options = CpuOptions {
+                    isa: Some(isa),
+                    n_threads: 2,
+                    ..CpuOptions::default()
+                };
+                let engine = engine_with(file.clone(), &options);
+                let want = stepwise_logits(&engine, &tokens);
+                let mut session = engine.session(64).unwrap();
+                assert_eq!(all_logits(&engine, &mut session, &tokens), want);
+                want
+            };
+            let want = run(Isa::Scalar);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                assert_eq!(run(isa), want, "{family:?} {dtype} {isa:?}");
             }
         }
     }
