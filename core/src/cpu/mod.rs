@@ -23,6 +23,7 @@ pub use session::Session;
 
 use crate::{
     gguf::Gguf,
+    quant::Importance,
     spec::{ModelSpec, check_tensors},
 };
 use forward::Runner;
@@ -183,6 +184,25 @@ impl CpuEngine {
         self.feed(session, tokens, Wanted::All, &mut Vec::new(), each)
     }
 
+    /// Feeds `tokens` and adds to `importance` the squares of what every matrix reads on the way. [T]
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; `importance` may hold part of the tokens then.
+    pub fn gather_importance(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        importance: &mut Importance,
+    ) -> Result<(), EngineError> {
+        self.check_input(session, tokens)?;
+        let mut runner = self.runner();
+        runner.begin_gather(std::mem::take(importance));
+        let (wanted, logits) = (Wanted::All, &mut Vec::new());
+        let fed = self.feed_with(&mut runner, session, tokens, wanted, logits, &mut |_, _| ());
+        *importance = runner.end_gather();
+        fed
+    }
+
     /// Feeds `tokens` chunk by chunk; on an error the session is as before.
     fn feed(
         &self,
@@ -193,7 +213,18 @@ impl CpuEngine {
         each: &mut dyn FnMut(usize, &[f32]),
     ) -> Result<(), EngineError> {
         self.check_input(session, tokens)?;
-        let mut runner = self.runner();
+        self.feed_with(&mut self.runner(), session, tokens, wanted, logits, each)
+    }
+
+    fn feed_with(
+        &self,
+        runner: &mut Runner,
+        session: &mut Session,
+        tokens: &[u32],
+        wanted: Wanted,
+        logits: &mut Vec<f32>,
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
         let start = session.tokens().len();
         // What a call that panicked may have left.
         session.truncate_cache(start);
@@ -212,7 +243,7 @@ impl CpuEngine {
             );
             if !range.is_empty() && !all_finite(logits) {
                 session.rewind(start);
-                return Err(self.find_not_finite(&mut runner, session, tokens));
+                return Err(self.find_not_finite(runner, session, tokens));
             }
             session.commit(chunk);
             if wanted == Wanted::All {

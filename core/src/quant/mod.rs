@@ -4,13 +4,19 @@
 //! for the K types. Values are read exactly as ggml reads them. They are written in one of two ways ([`Method`]).
 
 mod blocks;
+mod importance;
 mod k_blocks;
 mod k_search;
+pub mod recipe;
 mod search;
+pub mod select;
 #[cfg(test)]
 mod tests;
 
 pub use blocks::{BLOCK_LEN, Block, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, blocks};
+pub use importance::{Importance, ImportanceError};
+pub use recipe::{Planned, Recipe, RecipeError};
+
 use half::{bf16, f16};
 pub use k_blocks::{BlockQ4K, BlockQ5K, BlockQ6K, SUPER_LEN, scale_and_min};
 
