@@ -4,7 +4,7 @@
 //! alias q='cargo run --release -p fledgling-core --example quantize --'
 //! q expand MODEL.gguf F32.gguf [NOISE]                 # NOISE: steps of Q4_1 to spread values by, so that no grid shows
 //! q importance F32.gguf TEXT N_TOKENS OUT.imatrix
-//! q write F32.gguf RECIPE OUT.gguf [IMATRIX] [nearest]
+//! q write F32.gguf RECIPE OUT.gguf [IMATRIX] [nearest|large]  # large: large weights count even more
 //! q compare F32.gguf TEXT SKIP N_TOKENS MODEL.gguf...  # KL(parent, model), top-1 agreement, perplexity
 //! q errors F32.gguf IMATRIX MODEL.gguf...              # square errors of the weights
 //! ```
@@ -110,7 +110,8 @@ fn write(model: &str, recipe: &str, out: &str, rest: &[&str]) -> Result<()> {
     } else {
         Method::Search
     };
-    let imatrix = rest.iter().find(|arg| **arg != "nearest");
+    let large = rest.contains(&"large");
+    let imatrix = rest.iter().find(|arg| !["nearest", "large"].contains(arg));
     let importance = match imatrix {
         Some(path) => Importance::from_gguf(&open(path)?)?,
         None => Importance::default(),
@@ -133,7 +134,14 @@ fn write(model: &str, recipe: &str, out: &str, rest: &[&str]) -> Result<()> {
         let means = importance.means(&planned.entry.gguf);
         let n_cols = *planned.entry.shape.last().ok_or("a tensor without axes")?;
         let started = Instant::now();
-        let bytes = quantize(planned.dtype, &values, n_cols, means.as_deref(), method);
+        let bytes = quantize(
+            planned.dtype,
+            &values,
+            n_cols,
+            means.as_deref(),
+            method,
+            large,
+        );
         *seconds.entry(planned.dtype.name()).or_insert(0.0) += started.elapsed().as_secs_f64();
         *n_values.entry(planned.dtype.name()).or_insert(0) += values.len();
         writer.write_tensor(&planned.entry.gguf, &bytes)?;
@@ -153,13 +161,16 @@ fn quantize(
     n_cols: usize,
     importance: Option<&[f32]>,
     method: Method,
+    large: bool,
 ) -> Vec<u8> {
     let n_rows = values.len() / n_cols;
     let part = n_rows.div_ceil(N_THREADS) * n_cols;
     let quantize_part = |part: &[f32]| {
         let mut out = Vec::new();
         for row in part.chunks_exact(n_cols) {
-            quantize_row(dtype, row, importance, method, &mut out);
+            let weights = large.then(|| emphasised(row, importance));
+            let weights = weights.as_deref().or(importance);
+            quantize_row(dtype, row, weights, method, &mut out);
         }
         out
     };
@@ -173,6 +184,14 @@ fn quantize(
             .map(|t| t.join().expect("a thread of ours"));
         parts.collect::<Vec<_>>().concat()
     })
+}
+
+/// Importance times `sqrt(mean x² + x²)`, which is in the search once already.
+fn emphasised(row: &[f32], importance: Option<&[f32]>) -> Vec<f32> {
+    let mean_square = row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32;
+    let weight =
+        |(i, x): (usize, &f32)| importance.map_or(1.0, |w| w[i]) * (mean_square + x * x).sqrt();
+    row.iter().enumerate().map(weight).collect()
 }
 
 /// Log-probabilities. [V] -> [V]

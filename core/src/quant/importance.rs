@@ -90,6 +90,9 @@ impl Importance {
     ///
     /// # Errors
     /// When a name is none that GGUF allows.
+    ///
+    /// # Panics
+    /// Never: memory takes all that is written.
     pub fn to_gguf(&self, datasets: &[&str], chunk_size: u32) -> Result<Vec<u8>, GgufError> {
         let mut metadata = Metadata::new();
         metadata.set("general.type", "imatrix");

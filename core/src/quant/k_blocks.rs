@@ -79,7 +79,7 @@ pub fn scale_and_min(scales: &[u8; SCALES_LEN], s: usize) -> (u8, u8) {
 }
 
 /// The inverse of [`scale_and_min`].
-fn pack_scales(scales: &[u8; 8], mins: &[u8; 8]) -> [u8; SCALES_LEN] {
+fn pack_scales(scales: [u8; 8], mins: [u8; 8]) -> [u8; SCALES_LEN] {
     let mut out = [0; SCALES_LEN];
     for s in 0..4 {
         out[s] = scales[s] | scales[s + 4] >> 4 << 6;
@@ -120,7 +120,7 @@ impl BlockQ4K {
         Self {
             d: parts.d.to_le_bytes(),
             dmin: parts.dmin.to_le_bytes(),
-            scales: pack_scales(&parts.scales, &parts.mins),
+            scales: pack_scales(parts.scales, parts.mins),
             qs: nibbles(&parts.q),
         }
     }
@@ -132,7 +132,7 @@ impl BlockQ5K {
         Self {
             d: parts.d.to_le_bytes(),
             dmin: parts.dmin.to_le_bytes(),
-            scales: pack_scales(&parts.scales, &parts.mins),
+            scales: pack_scales(parts.scales, parts.mins),
             qh: std::array::from_fn(|i| (0..8).map(|s| fifth(i, s)).sum()),
             qs: nibbles(&parts.q),
         }

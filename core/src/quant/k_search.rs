@@ -23,12 +23,12 @@ const SIX_BITS: Range = Range {
     lo: -32.0,
     hi: 31.0,
 };
-/// What the largest sub-block's scale becomes, in turn: room for refits to go either way.
-const TOP_SCALES: [f32; 3] = [63.0, 61.0, 57.0];
+/// What the largest sub-block's scale becomes, in turn: the best of them is refined.
+const TOP_SCALES: [f32; 2] = [63.0, 60.0];
 /// The same for the 8 bits of `Q6_K`. Negative ones take the extreme to -128.
-const TOP_SCALES_Q6: [f32; 3] = [-128.0, 127.0, -120.0];
-/// Rounds of choosing integers and refitting the f16 scales.
-const ROUNDS: usize = 3;
+const TOP_SCALES_Q6: [f32; 2] = [-128.0, 124.0];
+/// Rounds of refitting the f16 scales and choosing integers again.
+const ROUNDS: usize = 2;
 
 fn to_f16(x: f32) -> f32 {
     f16::from_f32(x).to_f32()
@@ -126,29 +126,22 @@ pub(super) fn affine_search(x: &[f32; SUPER_LEN], w: &[f32; SUPER_LEN], n: u8) -
         *fit = if d >= 0.0 { (d, -m) } else { (step, min) };
     }
     let (d, dmin, pairs) = nearest_pairs(x, n);
-    let mut normal = Normal::default();
-    for s in 0..8 {
-        normal.add(&xs[s], &ws[s], pairs[s], d, dmin, n);
-    }
-    let mut best = (normal.error, d, dmin, pairs);
-    for top in TOP_SCALES {
-        let (mut d, mut dmin) = super_scales(&fits, top);
-        for _ in 0..ROUNDS {
-            let mut pairs = [(0.0, 0.0); 8];
-            let mut normal = Normal::default();
-            for s in 0..8 {
-                pairs[s] = best_pair(&xs[s], &ws[s], fits[s], d, dmin, n);
-                normal.add(&xs[s], &ws[s], pairs[s], d, dmin, n);
-            }
-            if normal.error < best.0 {
-                best = (normal.error, d, dmin, pairs);
-            }
-            let next = normal.solve(d, dmin);
-            if next == (d, dmin) {
-                break;
-            }
-            (d, dmin) = next;
+    let mut best = (Normal::of(xs, ws, &pairs, d, dmin, n), d, dmin, pairs);
+    let mut candidate = |d: f32, dmin: f32| {
+        let pairs = std::array::from_fn(|s| best_pair(&xs[s], &ws[s], fits[s], d, dmin, n));
+        let normal = Normal::of(xs, ws, &pairs, d, dmin, n);
+        if normal.error < best.0.error {
+            best = (normal, d, dmin, pairs);
         }
+        best.0.solve(best.1, best.2)
+    };
+    let mut next = (0.0, 0.0);
+    for top in TOP_SCALES {
+        let (d, dmin) = super_scales(&fits, top);
+        next = candidate(d, dmin);
+    }
+    for _ in 0..ROUNDS {
+        next = candidate(next.0, next.1);
     }
     finish_affine(x, best.1, best.2, &best.3, n)
 }
@@ -195,7 +188,7 @@ fn best_pair(
 }
 
 /// The normal equations of `x = d a - dmin b` over a super-block, with a the scaled integers and b the minima.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, Copy)]
 struct Normal {
     error: f32,
     aa: f32,
@@ -207,23 +200,26 @@ struct Normal {
 
 impl Normal {
     #[inline(always)]
-    fn add(
-        &mut self,
-        x: &[f32; 32],
-        w: &[f32; 32],
-        (scale, min): (f32, f32),
+    fn of(
+        xs: &[[f32; 32]],
+        ws: &[[f32; 32]],
+        pairs: &[(f32, f32); 8],
         d: f32,
         dmin: f32,
         n: f32,
-    ) {
-        let (sw, sx) = moments(x, w);
-        let sums = affine_pass(x, w, d * scale, -(dmin * min), n);
-        self.error += sums.error;
-        self.aa += scale * scale * sums.qq;
-        self.ab += scale * min * sums.q;
-        self.bb += min * min * sw;
-        self.xa += scale * sums.xq;
-        self.xb += min * sx;
+    ) -> Self {
+        let mut normal = Self::default();
+        for ((x, w), &(scale, min)) in xs.iter().zip(ws).zip(pairs) {
+            let (sw, sx) = moments(x, w);
+            let sums = affine_pass(x, w, d * scale, -(dmin * min), n);
+            normal.error += sums.error;
+            normal.aa += scale * scale * sums.qq;
+            normal.ab += scale * min * sums.q;
+            normal.bb += min * min * sw;
+            normal.xa += scale * sums.xq;
+            normal.xb += min * sx;
+        }
+        normal
     }
 
     /// The least-squares scales as f16, or those given where there are none.
@@ -287,27 +283,29 @@ pub(super) fn symmetric_search(x: &[f32; SUPER_LEN], w: &[f32; SUPER_LEN]) -> Sy
     let (d, scales) = nearest_scales(x);
     let error = |s: usize| symmetric_pass(&xs[s], &ws[s], d * scales[s], SIX_BITS).error;
     let mut best = ((0..16).map(error).sum::<f32>(), d, scales);
-    for top in TOP_SCALES_Q6 {
-        let mut d = to_f16_above_0(largest(&fits) / top);
-        for _ in 0..ROUNDS {
-            let mut scales = [0.0; 16];
-            let (mut error, mut aa, mut xa) = (0.0, 0.0, 0.0);
-            for s in 0..16 {
-                let sums;
-                (scales[s], sums) = best_integer_scale(&xs[s], &ws[s], fits[s], d);
-                error += sums.error;
-                aa += scales[s] * scales[s] * sums.qq;
-                xa += scales[s] * sums.xq;
-            }
-            if error < best.0 {
-                best = (error, d, scales);
-            }
-            let next = to_f16(xa * inverse(aa));
-            if next == d {
-                break;
-            }
-            d = next;
+    let mut refitted = d;
+    let mut candidate = |d: f32| {
+        let mut scales = [0.0; 16];
+        let (mut error, mut aa, mut xa) = (0.0, 0.0, 0.0);
+        for s in 0..16 {
+            let sums;
+            (scales[s], sums) = best_integer_scale(&xs[s], &ws[s], fits[s], d);
+            error += sums.error;
+            aa += scales[s] * scales[s] * sums.qq;
+            xa += scales[s] * sums.xq;
         }
+        if error < best.0 {
+            best = (error, d, scales);
+            refitted = to_f16(xa * inverse(aa));
+        }
+        refitted
+    };
+    let mut next = d;
+    for top in TOP_SCALES_Q6 {
+        next = candidate(to_f16_above_0(largest(&fits) / top));
+    }
+    for _ in 0..ROUNDS {
+        next = candidate(next);
     }
     finish_symmetric(x, best.1, &best.2)
 }

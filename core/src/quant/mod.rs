@@ -218,7 +218,8 @@ pub enum Method {
 }
 
 /// Appends a row (whole blocks) to `out` in `dtype`. `importance`, one weight for each column, is used by
-/// [`Method::Search`]: `Σ importance (x - x̂)²` is what it minimises. Weights that are not above 0 count as a small part of the mean.
+/// [`Method::Search`], which minimises `Σ importance sqrt(mean x² + x²) (x - x̂)²`. A weight that is not above 0 counts as a
+/// small part of the mean; without importance all are 1.
 ///
 /// Rows do not depend on each other: spread them over threads.
 ///
@@ -285,21 +286,24 @@ pub fn fitting(wanted: DType, n_cols: usize) -> DType {
     }
 }
 
-/// A row's weights: all above 0. [K]
+/// What the square errors of a row count: importance times `sqrt(mean x² + x²)`. [K]
+///
+/// The root is llama.cpp's. Without it the square error of the weights is smaller, and the divergence larger: see LOG.md.
 fn weights(row: &[f32], importance: Option<&[f32]>) -> Vec<f32> {
+    let mean_square = row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32;
+    let mut weights: Vec<f32> = row.iter().map(|x| (mean_square + x * x).sqrt()).collect();
     let Some(importance) = importance else {
-        return vec![1.0; row.len()];
+        return weights;
     };
     assert_eq!(importance.len(), row.len(), "a weight for each column");
     let valid = |w: f32| if w > 0.0 && w.is_finite() { w } else { 0.0 };
     let sum: f64 = importance.iter().map(|&w| f64::from(valid(w))).sum();
-    if sum == 0.0 {
-        return vec![1.0; row.len()];
+    if sum > 0.0 {
+        // Only their ratios count: a mean of 1 keeps the sums in range.
+        let scale = (row.len() as f64 / sum) as f32;
+        for (weight, &importance) in weights.iter_mut().zip(importance) {
+            *weight *= (valid(importance) * scale).max(LEAST_WEIGHT);
+        }
     }
-    // Only their ratios count: a mean of 1 keeps the sums in range.
-    let scale = (row.len() as f64 / sum) as f32;
-    importance
-        .iter()
-        .map(|&w| (valid(w) * scale).max(LEAST_WEIGHT))
-        .collect()
+    weights
 }

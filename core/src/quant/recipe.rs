@@ -139,7 +139,7 @@ impl Recipe {
     pub fn name(&self) -> String {
         match self.base {
             Base::Uniform(dtype) => dtype.name().to_lowercase(),
-            mixture => {
+            mixture @ Base::Mixed { .. } => {
                 let known = MIXTURES.iter().find(|(_, base)| *base == mixture);
                 known
                     .map(|(name, _)| (*name).to_owned())

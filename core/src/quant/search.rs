@@ -1,9 +1,10 @@
 //! Quantisation that minimises `Σ w (x - x̂)²` in each block.
 //!
 //! A pass ([`symmetric_pass`], [`affine_pass`]) rounds a block under a given scale, measures the true error, and
-//! collects the sums from which the least-squares scale for these integers follows. From each of several starting scales
-//! a few passes alternate rounding and refitting, every scale as the file will hold it (f16); the best that was measured
-//! wins, and ggml's reference is among what is measured, so the result is never worse than it.
+//! collects the sums from which the least-squares scale for these integers follows. Of several starting scales the one
+//! whose refit promises most is refined (with a minimum, each of them): a few passes alternate rounding and refitting, every scale as the file will hold
+//! it (f16). The best that was measured wins, and ggml's reference is among what is measured, so the result is never worse
+//! than it.
 //!
 //! Sums run in eight lanes in a fixed order without fused operations: the same bits on every machine.
 
@@ -25,8 +26,10 @@ use half::f16;
 
 /// Lanes of a sum.
 const LANES: usize = 8;
-/// Refits of a candidate after its first pass.
-const REFITS: usize = 2;
+/// Refits of the best start after its first.
+const REFITS: usize = 3;
+/// Passes over each start where there is a minimum.
+const AFFINE_PASSES: usize = 3;
 
 /// Integers from `lo` to `hi`.
 #[derive(Debug, Clone, Copy)]
@@ -173,14 +176,21 @@ pub(super) fn moments<const N: usize>(x: &[f32; N], w: &[f32; N]) -> (f32, f32) 
     (sum(sw), sum(sx))
 }
 
-/// Where a search for a scale without minimum starts: what the extreme is mapped to, in steps.
-///
-/// `n` candidates from `from` to `to` on the side of the extreme that has the larger room, and again on the other side.
+/// Where a search for a scale starts: `n` candidates, under which the extreme (or the span from minimum to maximum)
+/// becomes `from` to `to` steps.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Starts {
     pub(super) from: f32,
     pub(super) to: f32,
     pub(super) n: usize,
+}
+
+impl Starts {
+    #[inline(always)]
+    fn steps(self) -> impl Iterator<Item = f32> {
+        let step = (self.to - self.from) / (self.n - 1) as f32;
+        (0..self.n).map(move |i| self.from + step * i as f32)
+    }
 }
 
 /// The scale of the smallest error, which `snap` rounds as the file does, beginning with `first`.
@@ -194,32 +204,37 @@ pub(super) fn best_scale<const N: usize>(
     snap: impl Fn(f32) -> f32,
 ) -> f32 {
     let extreme = largest(x);
-    let mut best = (symmetric_pass(x, w, first, range).error, first);
+    let sums = symmetric_pass(x, w, first, range);
+    let mut best = (sums.error, first);
     if extreme == 0.0 {
         return first;
     }
-    for sign in [-1.0, 1.0] {
-        // On the side of `hi` there is one step less room.
-        let less = if sign > 0.0 {
-            -range.lo - range.hi
-        } else {
-            0.0
-        };
-        for i in 0..starts.n {
-            let t = starts.from + (starts.to - starts.from) * i as f32 / (starts.n - 1) as f32;
-            let mut d = snap(sign * extreme / (t - less));
-            for _ in 0..=REFITS {
-                let sums = symmetric_pass(x, w, d, range);
-                if sums.error < best.0 {
-                    best = (sums.error, d);
-                }
-                let next = snap(sums.xq * inverse(sums.qq));
-                if next == d {
-                    break;
-                }
-                d = next;
+    // What a refit takes off the error is `(Σ w x q)² / Σ w q²`.
+    let promise = |sums: &SymmetricSums| sums.xq * sums.xq * inverse(sums.qq);
+    let mut start = (promise(&sums), sums);
+    // The extreme goes to the side that has one step more room, or to the other; they differ where there is one.
+    let room = -range.lo - range.hi;
+    let signs: &[f32] = if room == 0.0 { &[-1.0] } else { &[-1.0, 1.0] };
+    for sign in signs {
+        let less = if *sign > 0.0 { room } else { 0.0 };
+        for t in starts.steps() {
+            let sums = symmetric_pass(x, w, sign * extreme / (t - less), range);
+            if promise(&sums) > start.0 {
+                start = (promise(&sums), sums);
             }
         }
+    }
+    let mut d = snap(start.1.xq * inverse(start.1.qq));
+    for _ in 0..=REFITS {
+        let sums = symmetric_pass(x, w, d, range);
+        if sums.error < best.0 {
+            best = (sums.error, d);
+        }
+        let next = snap(sums.xq * inverse(sums.qq));
+        if next.to_bits() == d.to_bits() {
+            break;
+        }
+        d = next;
     }
     best.1
 }
@@ -238,12 +253,12 @@ pub(super) fn best_affine<const N: usize>(
     let max = x.iter().fold(f32::MIN, |m, &x| if x > m { x } else { m });
     let (sw, sx) = moments(x, w);
     let mut best = (affine_pass(x, w, first.0, first.1, n).error, first);
-    for i in 0..starts.n {
-        let t = starts.from + (starts.to - starts.from) * i as f32 / (starts.n - 1) as f32;
+    // Errors of different starts are too close to tell before they are refitted.
+    for t in starts.steps() {
         // Half of what is cut off is cut off on each side.
         let d = (max - min) / t;
         let mut pair = snap(d, min + (max - min - d * n) * 0.5);
-        for _ in 0..=REFITS {
+        for _ in 0..AFFINE_PASSES {
             let sums = affine_pass(x, w, pair.0, pair.1, n);
             if sums.error < best.0 {
                 best = (sums.error, pair);
@@ -350,9 +365,9 @@ fn search_q8_0(x: &X, w: &X) -> BlockQ8_0 {
         hi: 127.0,
     };
     let starts = Starts {
-        from: 121.0,
-        to: 127.5,
-        n: 14,
+        from: 122.0,
+        to: 127.0,
+        n: 6,
     };
     let d = best_scale(x, w, range, starts, half(nearest.d), to_f16);
     let inverse = inverse(d);
@@ -369,7 +384,7 @@ fn search_q4_0(x: &X, w: &X) -> BlockQ4_0 {
     let starts = Starts {
         from: 6.0,
         to: 9.0,
-        n: 16,
+        n: 13,
     };
     let d = best_scale(x, w, range, starts, half(nearest.d), to_f16);
     let inverse = inverse(d);
@@ -388,8 +403,8 @@ fn search_q5_0(x: &X, w: &X) -> BlockQ5_0 {
     };
     let starts = Starts {
         from: 13.5,
-        to: 17.5,
-        n: 16,
+        to: 17.0,
+        n: 10,
     };
     let d = best_scale(x, w, range, starts, half(nearest.d), to_f16);
     let inverse = inverse(d);
@@ -404,7 +419,7 @@ fn search_q4_1(x: &X, w: &X) -> BlockQ4_1 {
     let starts = Starts {
         from: 13.0,
         to: 17.5,
-        n: 18,
+        n: 10,
     };
     let first = (half(nearest.d), half(nearest.m));
     let (d, m) = best_affine(x, w, 15.0, starts, first, |d, m| (to_f16(d), to_f16(m)));
@@ -421,8 +436,8 @@ fn search_q5_1(x: &X, w: &X) -> BlockQ5_1 {
     let nearest = BlockQ5_1::quantize(x);
     let starts = Starts {
         from: 28.5,
-        to: 33.5,
-        n: 16,
+        to: 33.0,
+        n: 9,
     };
     let first = (half(nearest.d), half(nearest.m));
     let (d, m) = best_affine(x, w, 31.0, starts, first, |d, m| (to_f16(d), to_f16(m)));
