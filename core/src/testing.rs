@@ -3,7 +3,7 @@
 use crate::{
     gguf::{Gguf, Header, Layout, Metadata, StringArray, TensorDecl},
     model::ModelInfo,
-    quant::{self, DType},
+    quant::{self, DType, Importance},
     spec::{Family, ModelSpec, Position, Role, TensorEntry, tensor_table},
     tokenizer::{StreamDecoder, Tokenizer},
 };
@@ -84,6 +84,11 @@ pub fn exercise_file(bytes: &[u8]) {
         return;
     };
     let _ = ModelSpec::from_gguf(&gguf);
+    if let Ok(importance) = Importance::from_gguf(&gguf) {
+        for name in importance.names() {
+            let _ = importance.means(name);
+        }
+    }
     for info in &header.tensors {
         let values = gguf
             .tensor_f32(&info.name)
