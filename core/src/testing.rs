@@ -3,7 +3,7 @@
 use crate::{
     gguf::{Gguf, Header, Layout, Metadata, StringArray, TensorDecl},
     model::ModelInfo,
-    quant::{self, DType},
+    quant::{self, DType, Importance},
     spec::{Family, ModelSpec, Position, Role, TensorEntry, tensor_table},
     tokenizer::{StreamDecoder, Tokenizer},
 };
@@ -33,10 +33,11 @@ pub fn tiny_model(family: Family, dtype: DType, seed: u64) -> Vec<u8> {
     random_model(&tiny_spec(family), dtype, seed)
 }
 
-/// As [`tiny_model`], of any size.
+/// As [`tiny_model`], of any size. Where a row is no whole number of blocks, llama.cpp's next type is taken
+/// ([`quant::fitting`]).
 ///
 /// # Panics
-/// When the vocabulary has not the size of [`tiny_spec`]'s, or rows are no whole blocks.
+/// When the vocabulary has not the size of [`tiny_spec`]'s.
 pub fn random_model(spec: &ModelSpec, dtype: DType, seed: u64) -> Vec<u8> {
     let family = spec.family;
     assert_eq!(spec.vocab_size, tiny_spec(family).vocab_size);
@@ -46,7 +47,10 @@ pub fn random_model(spec: &ModelSpec, dtype: DType, seed: u64) -> Vec<u8> {
     metadata.set("tokenizer.chat_template", CHATML);
 
     let table = tensor_table(spec);
-    let stored = |entry: &TensorEntry| if entry.quantizable { dtype } else { DType::F32 };
+    let stored = |entry: &TensorEntry| match entry.shape.last() {
+        Some(n_cols) if entry.quantizable => quant::fitting(dtype, *n_cols),
+        _ => DType::F32,
+    };
     let decls = table.iter().map(|entry| TensorDecl {
         name: entry.gguf.clone(),
         dtype: stored(entry),
@@ -80,6 +84,11 @@ pub fn exercise_file(bytes: &[u8]) {
         return;
     };
     let _ = ModelSpec::from_gguf(&gguf);
+    if let Ok(importance) = Importance::from_gguf(&gguf) {
+        for name in importance.names() {
+            let _ = importance.means(name);
+        }
+    }
     for info in &header.tensors {
         let values = gguf
             .tensor_f32(&info.name)
@@ -172,6 +181,17 @@ pub fn tiny_spec(family: Family) -> ModelSpec {
         qk_norm: family.qk_norm(),
         tied_embedding: is_gpt2,
     }
+}
+
+/// As [`tiny_spec`], with rows of 256 and 512 elements, which the K types need.
+pub fn wide_spec(family: Family) -> ModelSpec {
+    let mut spec = tiny_spec(family);
+    spec.head_dim = 64;
+    (spec.n_embd, spec.n_ff) = (256, 512);
+    if let Position::Rope { dim, .. } = &mut spec.position {
+        *dim = 64;
+    }
+    spec
 }
 
 /// The `tokenizer.*` keys of [`tiny_model`], as llama.cpp's converter writes them.

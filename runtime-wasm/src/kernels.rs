@@ -438,6 +438,16 @@ fn layout(gpu: &Gpu, label: &str, bindings: &[Binding]) -> BindGroupLayout {
         })
 }
 
+/// Types that the shaders read. Models with others run on the CPU.
+pub(crate) const SHADER_TYPES: [DType; 6] = [
+    DType::F32,
+    DType::F16,
+    DType::BF16,
+    DType::Q8_0,
+    DType::Q4_1,
+    DType::Q4_0,
+];
+
 /// `FORMAT` of `quant_blocks.wgsl` or `float_rows.wgsl`.
 fn format_id(dtype: DType) -> f64 {
     match dtype {

@@ -3,7 +3,9 @@
 
 use crate::{
     gpu::{Gpu, Tuning},
-    kernels::{Dims, Epilogue, HeadStep, Kernels, Product, RowNorm, Rows, TILE_TOKENS},
+    kernels::{
+        Dims, Epilogue, HeadStep, Kernels, Product, RowNorm, Rows, SHADER_TYPES, TILE_TOKENS,
+    },
     weights::repack,
 };
 use fledgling_core::quant::{self, DType};
@@ -296,7 +298,7 @@ fn epilogue_twin(key: Product, products: &[f32], bias: &[f32], y: &[f32]) -> Vec
 fn products_of_every_type_are_their_twins() {
     for tuning in TUNINGS {
         let mut bench = Bench::new(tuning);
-        for dtype in DType::ALL {
+        for dtype in SHADER_TYPES {
             for (rows, n_tokens) in [(Rows::Last, 3), (Rows::Tiles, 1), (Rows::Tiles, 5)] {
                 let key = Product {
                     rows,
@@ -525,7 +527,7 @@ fn embeddings_of_every_type_are_their_rows() {
     let gpu = gpu();
     let (n_rows, n_cols, first, ids) = (11usize, 96usize, 4usize, [3u32, 4, 14, 15, 9]);
     let positions = noise(7, 8 * n_cols);
-    for dtype in DType::ALL {
+    for dtype in SHADER_TYPES {
         let mut bytes = Vec::new();
         quant::quantize(dtype, &noise(5, n_rows * n_cols), &mut bytes);
         let mut rows = vec![0.0f32; n_rows * n_cols];

@@ -97,7 +97,7 @@ mod exports {
                 "cpu" => Target::Cpu { reason: None },
                 "webgpu" => Target::Gpu(thrown(Gpu::open().await)?),
                 "auto" => match Gpu::open().await {
-                    Ok(gpu) => Target::Gpu(gpu),
+                    Ok(gpu) => Target::Auto(gpu),
                     Err(error) => Target::Cpu {
                         reason: Some(error.to_string()),
                     },

@@ -8,7 +8,7 @@ use crate::{
     error::RuntimeError,
     gpu::Gpu,
     run::{CpuRuntime, Engine},
-    weights::Weights,
+    weights::{Weights, without_shaders},
 };
 use bytes::Bytes;
 use fledgling_core::{
@@ -30,6 +30,8 @@ const DEFAULT_N_CTX: usize = 4096;
 pub enum Target {
     /// On this device.
     Gpu(Gpu),
+    /// On this device when it has shaders for the file's types, else on the CPU.
+    Auto(Gpu),
     /// On the CPU, and why, when the GPU was asked for.
     Cpu {
         /// Why it is not the GPU.
@@ -169,6 +171,12 @@ impl Loader {
         };
         let info = ModelInfo::from_header(&header).map_err(|e| RuntimeError::from(&e))?;
         let file_bytes = header.file_len_bytes();
+        if let Target::Auto(gpu) = &self.target {
+            self.target = match without_shaders(&header) {
+                None => Target::Gpu(gpu.clone()),
+                reason => Target::Cpu { reason },
+            };
+        }
         self.state = match &self.target {
             Target::Cpu { .. } => {
                 let more = file_bytes.saturating_sub(bytes.len() as u64) as usize;
@@ -179,7 +187,7 @@ impl Loader {
                 })?;
                 State::Cpu { bytes, file_bytes }
             }
-            Target::Gpu(gpu) => {
+            Target::Gpu(gpu) | Target::Auto(gpu) => {
                 let mut upload = Upload::new(gpu.clone(), info, header)?;
                 upload.push(&bytes)?;
                 State::Gpu(Box::new(upload))

@@ -3,11 +3,11 @@
 //! Invariant: a matrix stays in its file's element type; blocks are only taken apart into quants and one word of scale,
 //! so that kernels read aligned words. A matrix beyond the adapter's binding limit is split by rows into parts.
 
-use crate::{error::RuntimeError, gpu::Gpu};
+use crate::{error::RuntimeError, gpu::Gpu, kernels::SHADER_TYPES};
 use fledgling_core::{
     gguf::{Header, TensorInfo},
     quant::{self, DType},
-    spec::{ModelSpec, Norm, Role, TensorEntry, tensor_table},
+    spec::{ModelSpec, Norm, ROPE_FREQS, Role, TensorEntry, tensor_table},
 };
 use half::f16;
 use std::collections::HashMap;
@@ -180,6 +180,18 @@ impl Matrix {
     }
 }
 
+/// Why the GPU cannot run this file: its first tensor of a type that no shader reads.
+pub(crate) fn without_shaders(header: &Header) -> Option<String> {
+    let unread = |info: &&TensorInfo| !SHADER_TYPES.contains(&info.dtype);
+    // RoPE's factors are dequantised before they are uploaded.
+    let mut unread = header.tensors.iter().filter(unread);
+    let info = unread.find(|info| info.name != ROPE_FREQS)?;
+    Some(format!(
+        "tensor `{}` is {}, which WebGPU has no shader for: use the CPU, or export in q8_0, q4_0, q4_1 or f16",
+        info.name, info.dtype
+    ))
+}
+
 /// Bytes of a row of quants, or of a float row padded to whole `vec4<u32>`s.
 fn weight_row_bytes(dtype: DType, n_cols: usize) -> u64 {
     let bytes = match dtype {
@@ -256,6 +268,9 @@ struct Wanted<'a> {
 impl Planner<'_> {
     fn plan(mut self) -> Result<Weights, RuntimeError> {
         self.check_sizes()?;
+        if let Some(reason) = without_shaders(self.header) {
+            return Err(unsupported(reason));
+        }
         let embedding = self.embedding()?;
         let positions = self.positions()?;
         let layers = (0..self.spec.n_layer)

@@ -20,7 +20,10 @@ use super::{
     vector::{self, Element, F32x16},
     weights::Matrix,
 };
-use crate::quant::{Block, BlockQ4_0, BlockQ4_1, BlockQ8_0, DType};
+use crate::quant::{
+    Block, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
+    DType,
+};
 use fledgling_pool::Columns;
 use half::{bf16, f16};
 use std::{arch::x86_64::*, ops::Range};
@@ -271,6 +274,11 @@ unsafe fn matmul_rows(
             DType::Q8_0 => matmul_blocks::<BlockQ8_0>(w, rows, x, out, scratch),
             DType::Q4_0 => matmul_blocks::<BlockQ4_0>(w, rows, x, out, scratch),
             DType::Q4_1 => matmul_blocks::<BlockQ4_1>(w, rows, x, out, scratch),
+            DType::Q5_0 => matmul_blocks::<BlockQ5_0>(w, rows, x, out, scratch),
+            DType::Q5_1 => matmul_blocks::<BlockQ5_1>(w, rows, x, out, scratch),
+            DType::Q4K => matmul_blocks::<BlockQ4K>(w, rows, x, out, scratch),
+            DType::Q5K => matmul_blocks::<BlockQ5K>(w, rows, x, out, scratch),
+            DType::Q6K => matmul_blocks::<BlockQ6K>(w, rows, x, out, scratch),
         }
     }
 }
@@ -306,64 +314,322 @@ unsafe fn matmul_floats<E: Element>(
     }
 }
 
-/// A quantised type that products read.
+/// A quantised type that products read, in parts of 32 elements.
 ///
 /// # Safety
-/// The functions use AVX2.
+/// The functions use AVX2 and F16C; `s` is below [`Self::PARTS`].
 trait Weight: Block {
-    /// Whether a block has a minimum that is added (`Q4_1`).
+    /// Parts of a block.
+    const PARTS: usize = Self::LEN / BLOCK;
+    /// Whether a part has a minimum that is added (`Q4_1`).
     const HAS_MIN: bool;
     /// What is subtracted from each integer as it is stored (`Q4_0`: 8).
-    const OFFSET: i32;
-    fn scale(&self) -> [u8; 2];
-    fn min(&self) -> [u8; 2] {
-        [0; 2]
-    }
-    /// The integers as stored, as i16 in order: elements 0..16 and 16..32.
-    unsafe fn unpack(&self) -> [__m256i; 2];
+    const OFFSET: i32 = 0;
+    /// What the parts' scales are made of, for eight rows.
+    type Scales: Copy;
+    /// Reads them from the same block of eight rows.
+    unsafe fn scales<'a>(row: impl Fn(usize) -> &'a Self) -> Self::Scales;
+    /// The scales of part `s`.
+    unsafe fn scale(scales: Self::Scales, s: usize) -> __m256;
+    /// What is added to part `s`, where [`Self::HAS_MIN`].
+    unsafe fn min(scales: Self::Scales, _s: usize) -> __m256;
+    /// The integers of part `s` as stored, as i16 in order: elements 0..16 and 16..32.
+    unsafe fn unpack(&self, s: usize) -> [__m256i; 2];
 }
 
-impl Weight for BlockQ8_0 {
-    const HAS_MIN: bool = false;
-    const OFFSET: i32 = 0;
-    fn scale(&self) -> [u8; 2] {
-        self.d
+/// Eight f16, each of another row.
+#[inline(always)]
+unsafe fn halves(half: impl Fn(usize) -> [u8; 2]) -> __m256 {
+    let h = |i| i16::from_le_bytes(half(i));
+    // SAFETY: F16C by the caller.
+    unsafe {
+        _mm256_cvtph_ps(_mm_setr_epi16(
+            h(0),
+            h(1),
+            h(2),
+            h(3),
+            h(4),
+            h(5),
+            h(6),
+            h(7),
+        ))
     }
+}
+
+/// Types with a scale and no minimum.
+macro_rules! scale_only {
+    ($($name:ident, $offset:expr, |$block:ident| $unpack:expr;)*) => {$(
+        impl Weight for $name {
+            const HAS_MIN: bool = false;
+            const OFFSET: i32 = $offset;
+            type Scales = __m256;
+            #[inline(always)]
+            unsafe fn scales<'a>(row: impl Fn(usize) -> &'a Self) -> __m256 {
+                // SAFETY: passed on.
+                unsafe { halves(|i| row(i).d) }
+            }
+            #[inline(always)]
+            unsafe fn scale(d: __m256, _: usize) -> __m256 {
+                d
+            }
+            #[inline(always)]
+            unsafe fn min(_: __m256, _: usize) -> __m256 {
+                // SAFETY: AVX2 by the contract.
+                unsafe { _mm256_setzero_ps() }
+            }
+            #[inline(always)]
+            unsafe fn unpack(&self, _: usize) -> [__m256i; 2] {
+                let $block = self;
+                // SAFETY: passed on.
+                unsafe { $unpack }
+            }
+        }
+    )*};
+}
+
+scale_only! {
+    BlockQ8_0, 0, |block| unpack_bytes(&block.qs);
+    BlockQ4_0, 8, |block| unpack_nibbles(&block.qs);
+    BlockQ5_0, 16, |block| add_fifths(unpack_nibbles(&block.qs), block.qh);
+}
+
+/// Types with a scale and a minimum.
+macro_rules! scale_and_min {
+    ($($name:ident, |$block:ident| $unpack:expr;)*) => {$(
+        impl Weight for $name {
+            const HAS_MIN: bool = true;
+            type Scales = (__m256, __m256);
+            #[inline(always)]
+            unsafe fn scales<'a>(row: impl Fn(usize) -> &'a Self) -> (__m256, __m256) {
+                // SAFETY: passed on.
+                unsafe { (halves(|i| row(i).d), halves(|i| row(i).m)) }
+            }
+            #[inline(always)]
+            unsafe fn scale((d, _): (__m256, __m256), _: usize) -> __m256 {
+                d
+            }
+            #[inline(always)]
+            unsafe fn min((_, m): (__m256, __m256), _: usize) -> __m256 {
+                m
+            }
+            #[inline(always)]
+            unsafe fn unpack(&self, _: usize) -> [__m256i; 2] {
+                let $block = self;
+                // SAFETY: passed on.
+                unsafe { $unpack }
+            }
+        }
+    )*};
+}
+
+scale_and_min! {
+    BlockQ4_1, |block| unpack_nibbles(&block.qs);
+    BlockQ5_1, |block| add_fifths(unpack_nibbles(&block.qs), block.qh);
+}
+
+/// Scales and minima of the super-blocks of eight rows.
+#[derive(Clone, Copy)]
+struct SuperScales {
+    d: __m256,
+    /// Minus `dmin`.
+    min: __m256,
+    /// Scales of parts 0..4 and 4..8, a byte each.
+    scales: [__m256i; 2],
+    /// Minima of the same.
+    mins: [__m256i; 2],
+}
+
+impl SuperScales {
+    /// `get_scale_min_k4` for four parts at a time.
+    ///
+    /// # Safety
+    /// AVX2 and F16C.
     #[inline(always)]
-    unsafe fn unpack(&self) -> [__m256i; 2] {
-        // SAFETY: AVX2 by the contract; both halves lie within `qs`.
+    unsafe fn new<'a>(
+        d: impl Fn(usize) -> [u8; 2],
+        dmin: impl Fn(usize) -> [u8; 2],
+        scales: impl Fn(usize) -> &'a [u8; 12],
+    ) -> Self {
+        // SAFETY: AVX2 and F16C by the caller.
         unsafe {
-            [0, 16].map(|i| _mm256_cvtepi8_epi16(_mm_loadu_si128(self.qs.as_ptr().add(i).cast())))
+            let word = |k: usize| {
+                let w = |i: usize| i32::from_le_bytes(scales(i).as_chunks().0[k]);
+                _mm256_setr_epi32(w(0), w(1), w(2), w(3), w(4), w(5), w(6), w(7))
+            };
+            let [a, b, c] = [word(0), word(1), word(2)];
+            let six = |x| _mm256_and_si256(x, _mm256_set1_epi32(0x3f3f_3f3f));
+            let low = |x| _mm256_and_si256(x, _mm256_set1_epi32(0x0f0f_0f0f));
+            // The upper two of eight bits, as bits four and five.
+            let top =
+                |x| _mm256_and_si256(_mm256_srli_epi32::<2>(x), _mm256_set1_epi32(0x3030_3030));
+            Self {
+                d: halves(d),
+                min: _mm256_xor_ps(halves(dmin), _mm256_set1_ps(-0.0)),
+                scales: [six(a), _mm256_or_si256(low(c), top(a))],
+                mins: [
+                    six(b),
+                    _mm256_or_si256(low(_mm256_srli_epi32::<4>(c)), top(b)),
+                ],
+            }
+        }
+    }
+
+    /// Byte `s` of eight, in each row.
+    #[inline(always)]
+    unsafe fn byte(words: [__m256i; 2], s: usize) -> __m256 {
+        // SAFETY: AVX2 by the caller.
+        unsafe {
+            let shift = _mm_cvtsi32_si128(8 * (s as i32 % 4));
+            let byte = _mm256_and_si256(
+                _mm256_srl_epi32(words[s / 4], shift),
+                _mm256_set1_epi32(0xff),
+            );
+            _mm256_cvtepi32_ps(byte)
         }
     }
 }
 
-impl Weight for BlockQ4_0 {
+/// The K types with scales and minima of six bits.
+macro_rules! super_scales {
+    ($($name:ident, |$block:ident, $s:ident| $unpack:expr;)*) => {$(
+        impl Weight for $name {
+            const HAS_MIN: bool = true;
+            type Scales = SuperScales;
+            #[inline(always)]
+            unsafe fn scales<'a>(row: impl Fn(usize) -> &'a Self) -> SuperScales {
+                // SAFETY: passed on.
+                unsafe { SuperScales::new(|i| row(i).d, |i| row(i).dmin, |i| &row(i).scales) }
+            }
+            #[inline(always)]
+            unsafe fn scale(x: SuperScales, s: usize) -> __m256 {
+                // SAFETY: passed on.
+                unsafe { _mm256_mul_ps(x.d, SuperScales::byte(x.scales, s)) }
+            }
+            #[inline(always)]
+            unsafe fn min(x: SuperScales, s: usize) -> __m256 {
+                // SAFETY: passed on.
+                unsafe { _mm256_mul_ps(x.min, SuperScales::byte(x.mins, s)) }
+            }
+            #[inline(always)]
+            unsafe fn unpack(&self, $s: usize) -> [__m256i; 2] {
+                let $block = self;
+                // SAFETY: passed on.
+                unsafe { $unpack }
+            }
+        }
+    )*};
+}
+
+super_scales! {
+    BlockQ4K, |block, s| widen(half_bytes(&block.qs, s / 2, 4 * (s % 2)));
+    BlockQ5K, |block, s| {
+        let fifth = _mm256_and_si256(shifted(&block.qh, 0, s), _mm256_set1_epi8(1));
+        // Bits stay within their byte.
+        let fifth = _mm256_slli_epi16::<4>(fifth);
+        widen(_mm256_or_si256(half_bytes(&block.qs, s / 2, 4 * (s % 2)), fifth))
+    };
+}
+
+impl Weight for BlockQ6K {
     const HAS_MIN: bool = false;
-    const OFFSET: i32 = 8;
-    fn scale(&self) -> [u8; 2] {
-        self.d
+    type Scales = __m256;
+    #[inline(always)]
+    unsafe fn scales<'a>(row: impl Fn(usize) -> &'a Self) -> __m256 {
+        // SAFETY: passed on.
+        unsafe { halves(|i| row(i).d) }
     }
     #[inline(always)]
-    unsafe fn unpack(&self) -> [__m256i; 2] {
-        // SAFETY: passed on.
-        unsafe { unpack_nibbles(&self.qs) }
+    unsafe fn scale(d: __m256, _: usize) -> __m256 {
+        d
+    }
+    #[inline(always)]
+    unsafe fn min(_: __m256, _: usize) -> __m256 {
+        // SAFETY: AVX2 by the contract.
+        unsafe { _mm256_setzero_ps() }
+    }
+    /// Times the scales of the sub-blocks of 16.
+    #[inline(always)]
+    unsafe fn unpack(&self, s: usize) -> [__m256i; 2] {
+        let (half, k) = (s / 4, s % 4);
+        // SAFETY: AVX2 by the contract; the shifted bytes are those of this part.
+        unsafe {
+            let low = half_bytes(&self.ql, 2 * half + k % 2, 4 * (k / 2));
+            let high = _mm256_and_si256(shifted(&self.qh, half, 2 * k), _mm256_set1_epi8(3));
+            let six = _mm256_or_si256(low, _mm256_slli_epi16::<4>(high));
+            let q = widen(_mm256_sub_epi8(six, _mm256_set1_epi8(32)));
+            [0, 1].map(|i| {
+                _mm256_mullo_epi16(q[i], _mm256_set1_epi16(i16::from(self.scales[2 * s + i])))
+            })
+        }
     }
 }
 
-impl Weight for BlockQ4_1 {
-    const HAS_MIN: bool = true;
-    const OFFSET: i32 = 0;
-    fn scale(&self) -> [u8; 2] {
-        self.d
+/// 32 bytes from `32 i` on, shifted down as words: the bits that come from the neighbour are for the caller to mask.
+#[inline(always)]
+unsafe fn shifted(bytes: &[u8], i: usize, bits: usize) -> __m256i {
+    let bytes = &bytes[32 * i..][..32];
+    // SAFETY: AVX2 by the caller; a load of 32.
+    unsafe {
+        let bytes = _mm256_loadu_si256(bytes.as_ptr().cast());
+        _mm256_srl_epi16(bytes, _mm_cvtsi32_si128(bits as i32))
     }
-    fn min(&self) -> [u8; 2] {
-        self.m
+}
+
+/// The same, four bits of each byte.
+#[inline(always)]
+unsafe fn half_bytes(bytes: &[u8], i: usize, bits: usize) -> __m256i {
+    // SAFETY: passed on.
+    unsafe { _mm256_and_si256(shifted(bytes, i, bits), _mm256_set1_epi8(15)) }
+}
+
+/// Signed bytes to i16, in order.
+#[inline(always)]
+unsafe fn widen(bytes: __m256i) -> [__m256i; 2] {
+    // SAFETY: AVX2 by the caller.
+    unsafe {
+        [
+            _mm256_cvtepi8_epi16(_mm256_castsi256_si128(bytes)),
+            _mm256_cvtepi8_epi16(_mm256_extracti128_si256::<1>(bytes)),
+        ]
     }
-    #[inline(always)]
-    unsafe fn unpack(&self) -> [__m256i; 2] {
-        // SAFETY: passed on.
-        unsafe { unpack_nibbles(&self.qs) }
+}
+
+/// Signed bytes in order: elements 0..16 and 16..32.
+#[inline(always)]
+unsafe fn unpack_bytes(qs: &[i8; BLOCK]) -> [__m256i; 2] {
+    // SAFETY: AVX2 by the caller; both halves lie within `qs`.
+    unsafe { [0, 16].map(|i| _mm256_cvtepi8_epi16(_mm_loadu_si128(qs.as_ptr().add(i).cast()))) }
+}
+
+/// Sets the fifth bit of element i where bit i of `qh` is set.
+#[inline(always)]
+unsafe fn add_fifths(nibbles: [__m256i; 2], qh: [u8; 4]) -> [__m256i; 2] {
+    // SAFETY: AVX2 by the caller.
+    unsafe {
+        let bits = _mm256_setr_epi16(
+            1,
+            2,
+            4,
+            8,
+            16,
+            32,
+            64,
+            128,
+            256,
+            512,
+            1024,
+            2048,
+            4096,
+            8192,
+            16384,
+            i16::MIN,
+        );
+        let qh = u32::from_le_bytes(qh);
+        [0, 1].map(|i| {
+            let word = _mm256_set1_epi16((qh >> (16 * i)) as u16 as i16);
+            let is_set = _mm256_cmpeq_epi16(_mm256_and_si256(word, bits), bits);
+            _mm256_or_si256(nibbles[i], _mm256_and_si256(is_set, _mm256_set1_epi16(16)))
+        })
     }
 }
 
@@ -437,26 +703,14 @@ impl<'a, W: Weight> RowGroup<'a, W> {
         unsafe { self.blocks.get_unchecked(i * self.n_blocks + b) }
     }
 
-    /// The f16 that `field` picks, of block `b` of all rows.
+    /// The scales of block `b` of all rows.
     ///
     /// # Safety
     /// `b < n_blocks`; AVX2 and F16C.
     #[inline(always)]
-    unsafe fn halves(&self, b: usize, field: impl Fn(&W) -> [u8; 2]) -> __m256 {
+    unsafe fn scales(&self, b: usize) -> W::Scales {
         // SAFETY: as the caller's.
-        unsafe {
-            let h = |i| i16::from_le_bytes(field(self.block(i, b)));
-            _mm256_cvtph_ps(_mm_setr_epi16(
-                h(0),
-                h(1),
-                h(2),
-                h(3),
-                h(4),
-                h(5),
-                h(6),
-                h(7),
-            ))
-        }
+        unsafe { W::scales(|i| self.block(i, b)) }
     }
 
     /// W (8, K) @ x (K) -> (8)
@@ -465,24 +719,28 @@ impl<'a, W: Weight> RowGroup<'a, W> {
     /// AVX2 and F16C.
     #[inline(always)]
     unsafe fn dot(&self, x: &[QuantBlock]) -> __m256 {
-        assert_eq!(x.len(), self.n_blocks, "as wide as the matrix");
+        assert_eq!(x.len(), self.n_blocks * W::PARTS, "as wide as the matrix");
         // SAFETY: blocks are below `n_blocks`.
         unsafe {
             let mut acc = _mm256_setzero_ps();
-            for (b, x) in x.iter().enumerate() {
-                let q = [0, 16].map(|i| _mm256_loadu_si256(x.q.as_ptr().add(i).cast()));
-                let mut isums = [_mm256_setzero_si256(); ROWS];
-                for (i, isum) in isums.iter_mut().enumerate() {
-                    let w = self.block(i, b).unpack();
-                    *isum = _mm256_add_epi32(
-                        _mm256_madd_epi16(w[0], q[0]),
-                        _mm256_madd_epi16(w[1], q[1]),
-                    );
-                }
-                let isum = _mm256_sub_epi32(sum_each(isums), _mm256_set1_epi32(W::OFFSET * x.sum));
-                acc = accumulate(acc, isum, self.halves(b, W::scale), x);
-                if W::HAS_MIN {
-                    acc = accumulate_min(acc, self.halves(b, W::min), x);
+            for (b, x) in x.chunks_exact(W::PARTS).enumerate() {
+                let scales = self.scales(b);
+                for (s, x) in x.iter().enumerate() {
+                    let q = [0, 16].map(|i| _mm256_loadu_si256(x.q.as_ptr().add(i).cast()));
+                    let mut isums = [_mm256_setzero_si256(); ROWS];
+                    for (i, isum) in isums.iter_mut().enumerate() {
+                        let w = self.block(i, b).unpack(s);
+                        *isum = _mm256_add_epi32(
+                            _mm256_madd_epi16(w[0], q[0]),
+                            _mm256_madd_epi16(w[1], q[1]),
+                        );
+                    }
+                    let offset = _mm256_set1_epi32(W::OFFSET * x.sum);
+                    let isum = _mm256_sub_epi32(sum_each(isums), offset);
+                    acc = accumulate(acc, isum, W::scale(scales, s), x);
+                    if W::HAS_MIN {
+                        acc = accumulate_min(acc, W::min(scales, s), x);
+                    }
                 }
             }
             acc
@@ -495,26 +753,31 @@ impl<'a, W: Weight> RowGroup<'a, W> {
     /// AVX2 and F16C.
     #[inline(always)]
     unsafe fn unpack(&self, scratch: &mut Scratch) {
-        scratch.tile.resize(self.n_blocks * ROWS * BLOCK, 0);
-        scratch.scales.resize(self.n_blocks * ROWS, 0.0);
-        scratch.mins.resize(self.n_blocks * ROWS, 0.0);
+        let n_parts = self.n_blocks * W::PARTS;
+        scratch.tile.resize(n_parts * ROWS * BLOCK, 0);
+        scratch.scales.resize(n_parts * ROWS, 0.0);
+        scratch.mins.resize(n_parts * ROWS, 0.0);
         let (scales, mins) = (scratch.scales.as_mut_ptr(), scratch.mins.as_mut_ptr());
         // SAFETY: blocks are below `n_blocks`, and the buffers were given room for them.
         unsafe {
             for b in 0..self.n_blocks {
-                _mm256_storeu_ps(scales.add(b * ROWS), self.halves(b, W::scale));
-                if W::HAS_MIN {
-                    _mm256_storeu_ps(mins.add(b * ROWS), self.halves(b, W::min));
-                }
-                let mut rows = [[_mm256_setzero_si256(); 2]; ROWS];
-                for (i, row) in rows.iter_mut().enumerate() {
-                    *row = self.block(i, b).unpack();
-                }
-                let tile = scratch.tile.as_mut_ptr().add(b * ROWS * BLOCK);
-                for half in [0, 1] {
-                    let pairs = transpose(rows.map(|row| row[half]));
-                    for (p, pair) in pairs.into_iter().enumerate() {
-                        _mm256_storeu_si256(tile.add((half * 8 + p) * 2 * ROWS).cast(), pair);
+                let of_block = self.scales(b);
+                for s in 0..W::PARTS {
+                    let part = b * W::PARTS + s;
+                    _mm256_storeu_ps(scales.add(part * ROWS), W::scale(of_block, s));
+                    if W::HAS_MIN {
+                        _mm256_storeu_ps(mins.add(part * ROWS), W::min(of_block, s));
+                    }
+                    let mut rows = [[_mm256_setzero_si256(); 2]; ROWS];
+                    for (i, row) in rows.iter_mut().enumerate() {
+                        *row = self.block(i, b).unpack(s);
+                    }
+                    let tile = scratch.tile.as_mut_ptr().add(part * ROWS * BLOCK);
+                    for half in [0, 1] {
+                        let pairs = transpose(rows.map(|row| row[half]));
+                        for (p, pair) in pairs.into_iter().enumerate() {
+                            _mm256_storeu_si256(tile.add((half * 8 + p) * 2 * ROWS).cast(), pair);
+                        }
                     }
                 }
             }

@@ -10,7 +10,10 @@ use super::{
     session::Session,
     weights::{Layer, Linear, NormWeights, Weights},
 };
-use crate::spec::{Mlp, ModelSpec, Norm, Pairing, Position};
+use crate::{
+    quant::Importance,
+    spec::{Mlp, ModelSpec, Norm, Pairing, Position},
+};
 use fledgling_pool::{Columns, Pool};
 
 /// Rows of a matrix that a piece of work is a multiple of: the widest step of any instruction set.
@@ -37,6 +40,7 @@ impl Runner {
             scratch,
             rotations: Vec::new(),
             trace: None,
+            importance: None,
         };
         Self {
             ops,
@@ -113,6 +117,16 @@ impl Runner {
         });
     }
 
+    /// From now on adds the inputs of every matrix, until [`Self::end_gather`].
+    pub(crate) fn begin_gather(&mut self, importance: Importance) {
+        self.ops.importance = Some(importance);
+    }
+
+    /// What was gathered.
+    pub(crate) fn end_gather(&mut self) -> Importance {
+        self.ops.importance.take().unwrap_or_default()
+    }
+
     /// From now on looks where numbers stop being finite, until [`Self::end_trace`].
     pub(crate) fn begin_trace(&mut self) {
         self.ops.trace = Some(Trace::default());
@@ -145,6 +159,7 @@ struct Ops {
     /// RoPE's table for all positions so far. [n, D / 2]
     rotations: Vec<(f32, f32)>,
     trace: Option<Trace>,
+    importance: Option<Importance>,
 }
 
 /// What [`Runner::begin_trace`] looks for.
@@ -197,6 +212,11 @@ impl Ops {
 
     /// W (N, K) @ x (T, K) + b (N) -> y (T, N), for all matrices that are stacked here.
     fn linear(&mut self, w: &Linear, x: &mut Activations, y: &mut Vec<f32>) {
+        if let Some(importance) = &mut self.importance {
+            for part in &w.parts {
+                importance.add(&part.name, &x.x, x.n_cols);
+            }
+        }
         let kernels = self.kernels;
         let (n_rows, n_blocks) = (x.n_rows, x.n_cols / super::kernels::BLOCK);
         if w.reads_quantized() {

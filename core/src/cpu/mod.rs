@@ -22,6 +22,7 @@ pub use session::Session;
 
 use crate::{
     gguf::Gguf,
+    quant::Importance,
     spec::{ModelSpec, check_tensors},
 };
 use fledgling_pool::Pool;
@@ -220,9 +221,41 @@ impl CpuEngine {
         Ok(results)
     }
 
+    /// Feeds `tokens` and adds to `importance` the squares of what every matrix reads on the way. [T]
+    ///
+    /// # Errors
+    /// As [`Self::forward`]; `importance` may hold part of the tokens then.
+    pub fn gather_importance(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        importance: &mut Importance,
+    ) -> Result<(), EngineError> {
+        let feed = Feed {
+            session,
+            tokens,
+            wanted_from: 0,
+        };
+        let mut runner = self.runner();
+        runner.begin_gather(std::mem::take(importance));
+        let fed = self.feed_with(&mut runner, &mut [feed], &mut Vec::new(), &mut |_, _, _| ());
+        *importance = runner.end_gather();
+        fed
+    }
+
     /// Feeds tokens chunk by chunk, and calls `each` with some rows and their logits; on an error the sessions are as before.
     fn feed(
         &self,
+        feeds: &mut [Feed<'_>],
+        logits: &mut Vec<f32>,
+        each: &mut Each<'_>,
+    ) -> Result<(), EngineError> {
+        self.feed_with(&mut self.runner(), feeds, logits, each)
+    }
+
+    fn feed_with(
+        &self,
+        runner: &mut Runner,
         feeds: &mut [Feed<'_>],
         logits: &mut Vec<f32>,
         each: &mut Each<'_>,
@@ -235,7 +268,6 @@ impl CpuEngine {
             feed.session.reserve(start + feed.tokens.len())?;
         }
         let rows = rows_of(feeds);
-        let mut runner = self.runner();
         for chunk in rows.chunks(CHUNK) {
             runner.layers(&self.spec, &self.weights, feeds, chunk);
             let is_wanted = |&i: &usize| chunk[i].t >= feeds[chunk[i].feed].wanted_from;
@@ -244,10 +276,10 @@ impl CpuEngine {
                 runner.logits(&self.spec, &self.weights, wanted, logits);
                 if !all_finite(logits) {
                     rewind(feeds, &rows);
-                    return Err(self.find_not_finite(&mut runner, feeds, &rows));
+                    return Err(self.find_not_finite(runner, feeds, &rows));
                 }
                 let wanted: Vec<Row> = wanted.iter().map(|&i| chunk[i]).collect();
-                each(&mut runner, &wanted, logits);
+                each(runner, &wanted, logits);
             }
             commit(feeds, chunk);
         }

@@ -6,7 +6,7 @@ use super::{
     math::{exp, gelu as gelu_of, silu, sum_lanes},
     weights::Matrix,
 };
-use crate::quant::DType;
+use crate::quant::{Block, BlockQ4K, BlockQ5K, BlockQ6K, DType, blocks, scale_and_min};
 use fledgling_pool::Columns;
 use half::{bf16, f16};
 use std::ops::Range;
@@ -64,7 +64,12 @@ pub(crate) fn dot(w: &Matrix, r: usize, x: &Activations, t: usize) -> f32 {
         DType::F32 => dot_lanes(row, x.row(t), |b: [u8; 4]| f32::from_le_bytes(b)),
         DType::F16 => dot_lanes(row, x.row(t), |b: [u8; 2]| f16::from_le_bytes(b).to_f32()),
         DType::BF16 => dot_lanes(row, x.row(t), |b: [u8; 2]| bf16::from_le_bytes(b).to_f32()),
-        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 => dot_blocks(w.dtype, row, x.quant_row(t)),
+        DType::Q8_0 | DType::Q4_0 | DType::Q4_1 | DType::Q5_0 | DType::Q5_1 => {
+            dot_blocks(w.dtype, row, x.quant_row(t))
+        }
+        DType::Q4K => dot_super_blocks(row, x.quant_row(t), BlockQ4K::part),
+        DType::Q5K => dot_super_blocks(row, x.quant_row(t), BlockQ5K::part),
+        DType::Q6K => dot_super_blocks(row, x.quant_row(t), BlockQ6K::part),
     }
 }
 
@@ -82,10 +87,12 @@ fn dot_blocks(dtype: DType, w: &[u8], x: &[QuantBlock]) -> f32 {
         let isum = match dtype {
             DType::Q8_0 => isum_bytes(&w[2..], &x.q),
             DType::Q4_0 => isum_nibbles(&w[2..], &x.q) - 8 * x.sum,
-            _ => isum_nibbles(&w[4..], &x.q),
+            DType::Q4_1 => isum_nibbles(&w[4..], &x.q),
+            DType::Q5_0 => isum_nibbles(&w[6..], &x.q) + isum_fifths(&w[2..6], &x.q) - 16 * x.sum,
+            _ => isum_nibbles(&w[8..], &x.q) + isum_fifths(&w[4..8], &x.q),
         };
         acc += isum as f32 * (half_at(w, 0) * x.scale);
-        if dtype == DType::Q4_1 {
+        if matches!(dtype, DType::Q4_1 | DType::Q5_1) {
             acc += half_at(w, 2) * (x.scale * x.sum as f32);
         }
     }
@@ -107,6 +114,86 @@ fn isum_nibbles(w: &[u8], q: &[i16]) -> i32 {
     products
         .map(|(&w, (&l, &h))| i32::from(w & 15) * i32::from(l) + i32::from(w >> 4) * i32::from(h))
         .sum()
+}
+
+/// Bit i is the fifth bit of element i.
+fn isum_fifths(w: &[u8], q: &[i16]) -> i32 {
+    let bit = |i: usize| i32::from(w[i / 8] >> (i % 8) & 1);
+    let products = q.iter().enumerate().map(|(i, &q)| bit(i) * i32::from(q));
+    16 * products.sum::<i32>()
+}
+
+/// 32 elements of a super-block as rule 3 reads them: `w = scale * q`, plus `min` where the type has one.
+struct Part {
+    q: [i16; BLOCK],
+    scale: f32,
+    min: Option<f32>,
+}
+
+/// Quantised weights in super-blocks of eight parts (rule 3).
+fn dot_super_blocks<W: Block>(w: &[u8], x: &[QuantBlock], part: impl Fn(&W, usize) -> Part) -> f32 {
+    let mut acc = 0.0;
+    for (w, x) in blocks::<W>(w).iter().zip(x.as_chunks::<8>().0) {
+        for (s, x) in x.iter().enumerate() {
+            let w = part(w, s);
+            let products = w.q.iter().zip(&x.q);
+            let isum: i32 = products.map(|(&w, &q)| i32::from(w) * i32::from(q)).sum();
+            acc += isum as f32 * (w.scale * x.scale);
+            if let Some(min) = w.min {
+                acc += min * (x.scale * x.sum as f32);
+            }
+        }
+    }
+    acc
+}
+
+trait Parts {
+    /// Elements `32 s..32 (s + 1)`.
+    fn part(&self, s: usize) -> Part;
+}
+
+impl Parts for BlockQ4K {
+    fn part(&self, s: usize) -> Part {
+        let (scale, min) = scale_and_min(&self.scales, s);
+        let qs = &self.qs[s / 2 * 32..];
+        Part {
+            q: std::array::from_fn(|i| i16::from(qs[i] >> (4 * (s % 2)) & 15)),
+            scale: half_of(self.d) * f32::from(scale),
+            min: Some(-(half_of(self.dmin) * f32::from(min))),
+        }
+    }
+}
+
+impl Parts for BlockQ5K {
+    fn part(&self, s: usize) -> Part {
+        let (scale, min) = scale_and_min(&self.scales, s);
+        let qs = &self.qs[s / 2 * 32..];
+        let fifth = |i: usize| (self.qh[i] >> s & 1) << 4;
+        Part {
+            q: std::array::from_fn(|i| i16::from(qs[i] >> (4 * (s % 2)) & 15 | fifth(i))),
+            scale: half_of(self.d) * f32::from(scale),
+            min: Some(-(half_of(self.dmin) * f32::from(min))),
+        }
+    }
+}
+
+impl Parts for BlockQ6K {
+    /// The scales of both halves are multiplied in: `sc * (q - 32)` is at most 4096.
+    fn part(&self, s: usize) -> Part {
+        let (half, k) = (s / 4, s % 4);
+        let (ql, qh) = (&self.ql[64 * half + 32 * (k % 2)..], &self.qh[32 * half..]);
+        let six_bits = |i: usize| ql[i] >> (4 * (k / 2)) & 15 | (qh[i] >> (2 * k) & 3) << 4;
+        let scale = |i: usize| i16::from(self.scales[2 * s + i / 16]);
+        Part {
+            q: std::array::from_fn(|i| scale(i) * (i16::from(six_bits(i)) - 32)),
+            scale: half_of(self.d),
+            min: None,
+        }
+    }
+}
+
+fn half_of(bytes: [u8; 2]) -> f32 {
+    f16::from_le_bytes(bytes).to_f32()
 }
 
 pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {

@@ -20,7 +20,10 @@ use super::{
     vector::{self, Element, F32x16},
     weights::Matrix,
 };
-use crate::quant::{Block, BlockQ4_0, BlockQ4_1, BlockQ8_0, DType};
+use crate::quant::{
+    Block, BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0,
+    DType, scale_and_min,
+};
 use fledgling_pool::Columns;
 use half::{bf16, f16};
 use std::{arch::wasm32::*, ops::Range};
@@ -231,6 +234,11 @@ fn matmul(
         DType::Q8_0 => matmul_blocks::<BlockQ8_0>(w, rows, x, out, scratch),
         DType::Q4_0 => matmul_blocks::<BlockQ4_0>(w, rows, x, out, scratch),
         DType::Q4_1 => matmul_blocks::<BlockQ4_1>(w, rows, x, out, scratch),
+        DType::Q5_0 => matmul_blocks::<BlockQ5_0>(w, rows, x, out, scratch),
+        DType::Q5_1 => matmul_blocks::<BlockQ5_1>(w, rows, x, out, scratch),
+        DType::Q4K => matmul_blocks::<BlockQ4K>(w, rows, x, out, scratch),
+        DType::Q5K => matmul_blocks::<BlockQ5K>(w, rows, x, out, scratch),
+        DType::Q6K => matmul_blocks::<BlockQ6K>(w, rows, x, out, scratch),
     }
 }
 
@@ -263,25 +271,43 @@ fn matmul_floats<E: Element>(
     }
 }
 
-/// A quantised type that products read.
+/// A quantised type that products read, in parts of 32 elements.
 trait Weight: Block {
-    /// Whether a block has a minimum that is added (`Q4_1`).
+    /// Parts of a block.
+    const PARTS: usize = Self::LEN / BLOCK;
+    /// Whether a part has a minimum that is added (`Q4_1`).
     const HAS_MIN: bool;
-    fn scale(&self) -> [u8; 2];
-    fn min(&self) -> [u8; 2] {
-        [0; 2]
+    /// Of part `s` of four rows.
+    fn scales(rows: [&Self; ROWS], s: usize) -> v128;
+    /// What is added to part `s` of four rows, where [`Self::HAS_MIN`].
+    fn mins(_rows: [&Self; ROWS], _s: usize) -> v128 {
+        f32x4_splat(0.0)
     }
-    /// The integers, any offset subtracted, as i16 in order.
-    fn unpack(&self) -> [v128; 4];
+    /// The integers of part `s`, any offset subtracted, as i16 in order.
+    fn unpack(&self, s: usize) -> [v128; 4];
+}
+
+/// Four f16, each of another row.
+#[inline(always)]
+fn halves(halves: [[u8; 2]; ROWS]) -> v128 {
+    let [a, b, c, d] = halves.map(|half| u32::from(u16::from_le_bytes(half)));
+    widen_f16(u32x4(a, b, c, d))
+}
+
+/// Four bytes, each of another row, as f32.
+#[inline(always)]
+fn bytes([a, b, c, d]: [u8; ROWS]) -> v128 {
+    f32x4(f32::from(a), f32::from(b), f32::from(c), f32::from(d))
 }
 
 impl Weight for BlockQ8_0 {
     const HAS_MIN: bool = false;
-    fn scale(&self) -> [u8; 2] {
-        self.d
+    #[inline(always)]
+    fn scales(rows: [&Self; ROWS], _: usize) -> v128 {
+        halves(rows.map(|row| row.d))
     }
     #[inline(always)]
-    fn unpack(&self) -> [v128; 4] {
+    fn unpack(&self, _: usize) -> [v128; 4] {
         // SAFETY: four loads of eight stay within `qs`.
         [0, 8, 16, 24].map(|i| unsafe { i16x8_load_extend_i8x8(self.qs.as_ptr().add(i)) })
     }
@@ -289,27 +315,154 @@ impl Weight for BlockQ8_0 {
 
 impl Weight for BlockQ4_0 {
     const HAS_MIN: bool = false;
-    fn scale(&self) -> [u8; 2] {
-        self.d
+    #[inline(always)]
+    fn scales(rows: [&Self; ROWS], _: usize) -> v128 {
+        halves(rows.map(|row| row.d))
     }
     #[inline(always)]
-    fn unpack(&self) -> [v128; 4] {
+    fn unpack(&self, _: usize) -> [v128; 4] {
         unpack_nibbles(&self.qs).map(|q| i16x8_sub(q, i16x8_splat(8)))
+    }
+}
+
+impl Weight for BlockQ5_0 {
+    const HAS_MIN: bool = false;
+    #[inline(always)]
+    fn scales(rows: [&Self; ROWS], _: usize) -> v128 {
+        halves(rows.map(|row| row.d))
+    }
+    #[inline(always)]
+    fn unpack(&self, _: usize) -> [v128; 4] {
+        add_fifths(unpack_nibbles(&self.qs), self.qh).map(|q| i16x8_sub(q, i16x8_splat(16)))
     }
 }
 
 impl Weight for BlockQ4_1 {
     const HAS_MIN: bool = true;
-    fn scale(&self) -> [u8; 2] {
-        self.d
-    }
-    fn min(&self) -> [u8; 2] {
-        self.m
+    #[inline(always)]
+    fn scales(rows: [&Self; ROWS], _: usize) -> v128 {
+        halves(rows.map(|row| row.d))
     }
     #[inline(always)]
-    fn unpack(&self) -> [v128; 4] {
+    fn mins(rows: [&Self; ROWS], _: usize) -> v128 {
+        halves(rows.map(|row| row.m))
+    }
+    #[inline(always)]
+    fn unpack(&self, _: usize) -> [v128; 4] {
         unpack_nibbles(&self.qs)
     }
+}
+
+impl Weight for BlockQ5_1 {
+    const HAS_MIN: bool = true;
+    #[inline(always)]
+    fn scales(rows: [&Self; ROWS], _: usize) -> v128 {
+        halves(rows.map(|row| row.d))
+    }
+    #[inline(always)]
+    fn mins(rows: [&Self; ROWS], _: usize) -> v128 {
+        halves(rows.map(|row| row.m))
+    }
+    #[inline(always)]
+    fn unpack(&self, _: usize) -> [v128; 4] {
+        add_fifths(unpack_nibbles(&self.qs), self.qh)
+    }
+}
+
+impl Weight for BlockQ4K {
+    const HAS_MIN: bool = true;
+    #[inline(always)]
+    fn scales(rows: [&Self; ROWS], s: usize) -> v128 {
+        let scales = bytes(rows.map(|row| scale_and_min(&row.scales, s).0));
+        f32x4_mul(halves(rows.map(|row| row.d)), scales)
+    }
+    #[inline(always)]
+    fn mins(rows: [&Self; ROWS], s: usize) -> v128 {
+        let mins = bytes(rows.map(|row| scale_and_min(&row.scales, s).1));
+        f32x4_neg(f32x4_mul(halves(rows.map(|row| row.dmin)), mins))
+    }
+    #[inline(always)]
+    fn unpack(&self, s: usize) -> [v128; 4] {
+        let q = half_bytes(&self.qs, s / 2, 4 * (s as u32 % 2));
+        widen(q)
+    }
+}
+
+impl Weight for BlockQ5K {
+    const HAS_MIN: bool = true;
+    #[inline(always)]
+    fn scales(rows: [&Self; ROWS], s: usize) -> v128 {
+        let scales = bytes(rows.map(|row| scale_and_min(&row.scales, s).0));
+        f32x4_mul(halves(rows.map(|row| row.d)), scales)
+    }
+    #[inline(always)]
+    fn mins(rows: [&Self; ROWS], s: usize) -> v128 {
+        let mins = bytes(rows.map(|row| scale_and_min(&row.scales, s).1));
+        f32x4_neg(f32x4_mul(halves(rows.map(|row| row.dmin)), mins))
+    }
+    #[inline(always)]
+    fn unpack(&self, s: usize) -> [v128; 4] {
+        let low = half_bytes(&self.qs, s / 2, 4 * (s as u32 % 2));
+        let fifth = load_bytes(&self.qh, 0)
+            .map(|h| u8x16_shl(v128_and(u8x16_shr(h, s as u32), u8x16_splat(1)), 4));
+        widen([v128_or(low[0], fifth[0]), v128_or(low[1], fifth[1])])
+    }
+}
+
+impl Weight for BlockQ6K {
+    const HAS_MIN: bool = false;
+    #[inline(always)]
+    fn scales(rows: [&Self; ROWS], _: usize) -> v128 {
+        halves(rows.map(|row| row.d))
+    }
+    /// Times the scales of the sub-blocks of 16.
+    #[inline(always)]
+    fn unpack(&self, s: usize) -> [v128; 4] {
+        let (half, k) = (s / 4, s % 4);
+        let low = half_bytes(&self.ql, 2 * half + k % 2, 4 * (k as u32 / 2));
+        let high = load_bytes(&self.qh, half)
+            .map(|h| u8x16_shl(v128_and(u8x16_shr(h, 2 * k as u32), u8x16_splat(3)), 4));
+        let six = |i: usize| i8x16_sub(v128_or(low[i], high[i]), i8x16_splat(32));
+        let q = widen([six(0), six(1)]);
+        let scale = |i: usize| i16x8_splat(i16::from(self.scales[2 * s + i]));
+        [0, 1, 2, 3].map(|i| i16x8_mul(q[i], scale(i / 2)))
+    }
+}
+
+/// 32 bytes from `32 i` on.
+#[inline(always)]
+fn load_bytes(bytes: &[u8], i: usize) -> [v128; 2] {
+    let bytes = &bytes[32 * i..][..32];
+    // SAFETY: two loads of sixteen.
+    [0, 16].map(|i| unsafe { v128_load(bytes.as_ptr().add(i).cast()) })
+}
+
+/// The same, four bits of each byte.
+#[inline(always)]
+fn half_bytes(bytes: &[u8], i: usize, bits: u32) -> [v128; 2] {
+    load_bytes(bytes, i).map(|b| v128_and(u8x16_shr(b, bits), u8x16_splat(15)))
+}
+
+/// Signed bytes to i16, in order.
+#[inline(always)]
+fn widen(bytes: [v128; 2]) -> [v128; 4] {
+    [
+        i16x8_extend_low_i8x16(bytes[0]),
+        i16x8_extend_high_i8x16(bytes[0]),
+        i16x8_extend_low_i8x16(bytes[1]),
+        i16x8_extend_high_i8x16(bytes[1]),
+    ]
+}
+
+/// Sets the fifth bit of element i where bit i of `qh` is set.
+#[inline(always)]
+fn add_fifths(nibbles: [v128; 4], qh: [u8; 4]) -> [v128; 4] {
+    let bits = i16x8(1, 2, 4, 8, 16, 32, 64, 128);
+    [0, 1, 2, 3].map(|i| {
+        let byte = i16x8_splat(i16::from(qh[i]));
+        let is_set = i16x8_eq(v128_and(byte, bits), bits);
+        v128_or(nibbles[i], v128_and(is_set, i16x8_splat(16)))
+    })
 }
 
 /// Low nibbles are elements 0..16, high ones 16..32.
@@ -364,38 +517,35 @@ fn matmul_blocks<W: Weight>(
     }
 }
 
-/// The f16 that `field` picks, of block `b` of four rows.
+/// Block `b` of each of four rows.
 #[inline(always)]
-fn halves<W>(blocks: &[W], n_blocks: usize, b: usize, field: impl Fn(&W) -> [u8; 2]) -> v128 {
-    let half = |i: usize| u32::from(u16::from_le_bytes(field(&blocks[i * n_blocks + b])));
-    widen_f16(u32x4(half(0), half(1), half(2), half(3)))
+fn block_of_rows<W>(blocks: &[W], n_blocks: usize, b: usize) -> [&W; ROWS] {
+    [0, 1, 2, 3].map(|i| &blocks[i * n_blocks + b])
 }
 
 /// W (4, K) @ x (K) -> (4)
 #[inline(always)]
 fn dot_rows<W: Weight>(blocks: &[W], x: &[QuantBlock]) -> v128 {
-    let n_blocks = x.len();
+    let n_blocks = x.len() / W::PARTS;
     assert_eq!(blocks.len(), ROWS * n_blocks, "as wide as the matrix");
     let mut acc = f32x4_splat(0.0);
-    for (b, x) in x.iter().enumerate() {
-        // SAFETY: four loads of eight stay within the block.
-        let q = [0, 8, 16, 24].map(|i| unsafe { v128_load(x.q.as_ptr().add(i).cast()) });
-        let isums = [0, 1, 2, 3].map(|i| {
-            let w = blocks[i * n_blocks + b].unpack();
-            let products = |j: usize| i32x4_dot_i16x8(w[j], q[j]);
-            i32x4_add(
-                i32x4_add(products(0), products(1)),
-                i32x4_add(products(2), products(3)),
-            )
-        });
-        acc = accumulate(
-            acc,
-            sum_each(isums),
-            halves(blocks, n_blocks, b, W::scale),
-            x,
-        );
-        if W::HAS_MIN {
-            acc = accumulate_min(acc, halves(blocks, n_blocks, b, W::min), x);
+    for (b, x) in x.chunks_exact(W::PARTS).enumerate() {
+        let rows = block_of_rows(blocks, n_blocks, b);
+        for (s, x) in x.iter().enumerate() {
+            // SAFETY: four loads of eight stay within the block.
+            let q = [0, 8, 16, 24].map(|i| unsafe { v128_load(x.q.as_ptr().add(i).cast()) });
+            let isums = rows.map(|row| {
+                let w = row.unpack(s);
+                let products = |j: usize| i32x4_dot_i16x8(w[j], q[j]);
+                i32x4_add(
+                    i32x4_add(products(0), products(1)),
+                    i32x4_add(products(2), products(3)),
+                )
+            });
+            acc = accumulate(acc, sum_each(isums), W::scales(rows, s), x);
+            if W::HAS_MIN {
+                acc = accumulate_min(acc, W::mins(rows, s), x);
+            }
         }
     }
     acc
@@ -443,30 +593,29 @@ fn transpose([a, b, c, d]: [v128; 4]) -> [v128; 4] {
 /// Unpacks four rows: integers as i16 in the order [K / 2, 4 rows, 2], scales and minima as f32 [K / 32, 4 rows].
 fn unpack<W: Weight>(blocks: &[W], scratch: &mut Scratch) {
     let n_blocks = blocks.len() / ROWS;
-    scratch.tile.resize(n_blocks * ROWS * BLOCK, 0);
-    scratch.scales.resize(n_blocks * ROWS, 0.0);
-    scratch.mins.resize(n_blocks * ROWS, 0.0);
+    let n_parts = n_blocks * W::PARTS;
+    scratch.tile.resize(n_parts * ROWS * BLOCK, 0);
+    scratch.scales.resize(n_parts * ROWS, 0.0);
+    scratch.mins.resize(n_parts * ROWS, 0.0);
     for b in 0..n_blocks {
-        let rows = [0, 1, 2, 3].map(|i| blocks[i * n_blocks + b].unpack());
-        // SAFETY: the buffers were given room for all blocks.
-        unsafe {
-            v128_store(
-                scratch.scales.as_mut_ptr().add(b * ROWS).cast(),
-                halves(blocks, n_blocks, b, W::scale),
-            );
-            if W::HAS_MIN {
-                v128_store(
-                    scratch.mins.as_mut_ptr().add(b * ROWS).cast(),
-                    halves(blocks, n_blocks, b, W::min),
-                );
-            }
-            let tile = scratch.tile.as_mut_ptr().add(b * ROWS * BLOCK);
-            for quarter in [0, 1, 2, 3] {
-                for (p, pair) in transpose(rows.map(|row| row[quarter]))
-                    .into_iter()
-                    .enumerate()
-                {
-                    v128_store(tile.add((quarter * 4 + p) * 2 * ROWS).cast(), pair);
+        let rows = block_of_rows(blocks, n_blocks, b);
+        for s in 0..W::PARTS {
+            let part = b * W::PARTS + s;
+            let unpacked = rows.map(|row| row.unpack(s));
+            // SAFETY: the buffers were given room for all parts.
+            unsafe {
+                let scales = scratch.scales.as_mut_ptr().add(part * ROWS);
+                v128_store(scales.cast(), W::scales(rows, s));
+                if W::HAS_MIN {
+                    let mins = scratch.mins.as_mut_ptr().add(part * ROWS);
+                    v128_store(mins.cast(), W::mins(rows, s));
+                }
+                let tile = scratch.tile.as_mut_ptr().add(part * ROWS * BLOCK);
+                for quarter in [0, 1, 2, 3] {
+                    let pairs = transpose(unpacked.map(|row| row[quarter]));
+                    for (p, pair) in pairs.into_iter().enumerate() {
+                        v128_store(tile.add((quarter * 4 + p) * 2 * ROWS).cast(), pair);
+                    }
                 }
             }
         }

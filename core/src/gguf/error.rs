@@ -109,7 +109,7 @@ pub enum GgufError {
     },
     /// An element type we do not read.
     #[error(
-        "tensor `{tensor}` has the type {type_name}, which this build does not support; use a file in q8_0, q4_0, q4_1, f16, bf16 or f32"
+        "tensor `{tensor}` has the type {type_name}, which this build does not support; use a file in q8_0, q6_k, q5_k, q5_1, q5_0, q4_k, q4_1, q4_0, f16, bf16 or f32"
     )]
     UnsupportedType {
         /// The tensor.

@@ -352,7 +352,10 @@ pub(super) fn tensor_len_bytes(dtype: DType, shape: &[u64]) -> Result<u64, &'sta
         return Err("an axis is empty");
     }
     if !shape[0].is_multiple_of(block_len) {
-        return Err("a row of a quantised tensor must be a whole number of blocks of 32");
+        return Err(match block_len {
+            32 => "a row of a quantised tensor must be a whole number of blocks of 32",
+            _ => "a row of a tensor of a K type must be a whole number of blocks of 256",
+        });
     }
     let rows = shape[1..].iter().copied();
     rows.chain([shape[0] / block_len, block_bytes])

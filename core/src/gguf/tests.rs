@@ -285,8 +285,8 @@ fn each_defect_of_a_tensor_has_its_message() {
             "tensor `b` ends beyond any possible file",
         ),
         (
-            tensor("b", &[256], 12, 32),
-            "tensor `b` has the type Q4_K, which this build does not support; use a file in q8_0, q4_0, ",
+            tensor("b", &[256], 16, 32),
+            "tensor `b` has the type IQ2_XXS, which this build does not support; use a file in q8_0, q6_k, ",
         ),
         (tensor("b", &[256], 77, 32), "has the type number 77"),
     ] {
@@ -521,7 +521,7 @@ proptest! {
         let decls: Vec<_> = shapes.iter().enumerate().map(|(i, (dtype, rows, blocks))| TensorDecl {
             name: format!("tensor.{i}"),
             dtype: DType::ALL[*dtype],
-            shape: vec![*rows, blocks * 32],
+            shape: vec![*rows, blocks * DType::ALL[*dtype].block_len().max(32)],
         }).collect();
         let layout = Layout::new(metadata, decls).expect("a valid layout");
         let (header, len_bytes) = (layout.header().clone(), layout.file_len_bytes());

@@ -4,15 +4,17 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
-/// Elements in a block of every quantised type.
+/// Elements in a block of the types without super-blocks.
 pub const BLOCK_LEN: usize = 32;
 
-/// A block of [`BLOCK_LEN`] quantised values.
+/// A block of [`Self::LEN`] quantised values.
 pub trait Block: Pod {
-    /// The block nearest to `x` by ggml's reference.
-    fn quantize(x: &[f32; BLOCK_LEN]) -> Self;
-    /// The values.
-    fn dequantize(&self, y: &mut [f32; BLOCK_LEN]);
+    /// Elements in the block: [`BLOCK_LEN`], or [`super::SUPER_LEN`] for the K types.
+    const LEN: usize;
+    /// The block by [`super::Method::Nearest`]. `x` has [`Self::LEN`] elements.
+    fn quantize(x: &[f32]) -> Self;
+    /// The values. `y` has [`Self::LEN`] elements.
+    fn dequantize(&self, y: &mut [f32]);
 }
 
 /// Reads bytes as blocks without copying.
@@ -55,67 +57,156 @@ pub struct BlockQ4_1 {
     pub qs: [u8; BLOCK_LEN / 2],
 }
 
+/// 5 bits: `w = d * (q - 16)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQ5_0 {
+    /// Scale, an f16 in little-endian.
+    pub d: [u8; 2],
+    /// Bit i is the fifth bit of element i, little-endian.
+    pub qh: [u8; 4],
+    /// The lower four bits, as in [`BlockQ4_0`].
+    pub qs: [u8; BLOCK_LEN / 2],
+}
+
+/// 5 bits: `w = d * q + m`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct BlockQ5_1 {
+    /// Scale, an f16 in little-endian.
+    pub d: [u8; 2],
+    /// Minimum, an f16 in little-endian.
+    pub m: [u8; 2],
+    /// Bit i is the fifth bit of element i, little-endian.
+    pub qh: [u8; 4],
+    /// The lower four bits, as in [`BlockQ4_1`].
+    pub qs: [u8; BLOCK_LEN / 2],
+}
+
 const _: () = {
     assert!(size_of::<BlockQ8_0>() == 34 && align_of::<BlockQ8_0>() == 1);
     assert!(size_of::<BlockQ4_0>() == 18 && align_of::<BlockQ4_0>() == 1);
     assert!(size_of::<BlockQ4_1>() == 20 && align_of::<BlockQ4_1>() == 1);
+    assert!(size_of::<BlockQ5_0>() == 22 && align_of::<BlockQ5_0>() == 1);
+    assert!(size_of::<BlockQ5_1>() == 24 && align_of::<BlockQ5_1>() == 1);
 };
 
 impl Block for BlockQ8_0 {
+    const LEN: usize = BLOCK_LEN;
+
     /// `quantize_row_q8_0_ref`.
-    fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
+    fn quantize(x: &[f32]) -> Self {
         let amax = x.iter().fold(0.0_f32, |amax, v| amax.max(v.abs()));
         let d = amax / 127.0;
         let id = inverse(d);
         Self {
             d: f16::from_f32(d).to_le_bytes(),
             // C's roundf: halves away from zero.
-            qs: x.map(|v| (v * id).round() as i8),
+            qs: std::array::from_fn(|i| (x[i] * id).round() as i8),
         }
     }
 
-    fn dequantize(&self, y: &mut [f32; BLOCK_LEN]) {
-        let d = f16::from_le_bytes(self.d).to_f32();
-        *y = self.qs.map(|q| f32::from(q) * d);
+    fn dequantize(&self, y: &mut [f32]) {
+        let d = half(self.d);
+        for (y, q) in y.iter_mut().zip(self.qs) {
+            *y = f32::from(q) * d;
+        }
     }
 }
 
 impl Block for BlockQ4_0 {
+    const LEN: usize = BLOCK_LEN;
+
     /// `quantize_row_q4_0_ref`: the value of largest magnitude, with its sign, becomes -8.
-    fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
-        let largest = |max: f32, v: &f32| if max.abs() < v.abs() { *v } else { max };
-        let d = x.iter().fold(0.0, largest) / -8.0;
+    fn quantize(x: &[f32]) -> Self {
+        let d = largest(x) / -8.0;
         let id = inverse(d);
         Self {
             d: f16::from_f32(d).to_le_bytes(),
-            qs: pack_nibbles(x, |v| v * id + 8.5),
+            qs: pack_nibbles(|i| at_most(x[i] * id + 8.5, 15)),
         }
     }
 
-    fn dequantize(&self, y: &mut [f32; BLOCK_LEN]) {
-        let d = f16::from_le_bytes(self.d).to_f32();
-        unpack_nibbles(&self.qs, y, |q| (q - 8.0) * d);
+    fn dequantize(&self, y: &mut [f32]) {
+        let d = half(self.d);
+        unpack(&self.qs, 0, y, |q| (q - 8.0) * d);
     }
 }
 
 impl Block for BlockQ4_1 {
+    const LEN: usize = BLOCK_LEN;
+
     /// `quantize_row_q4_1_ref`: minimum and maximum become 0 and 15.
-    fn quantize(x: &[f32; BLOCK_LEN]) -> Self {
-        let min = x.iter().copied().fold(f32::MAX, f32::min);
-        let max = x.iter().copied().fold(f32::MIN, f32::max);
-        let d = (max - min) / 15.0;
+    fn quantize(x: &[f32]) -> Self {
+        let (min, d) = min_and_step(x, 15.0);
         let id = inverse(d);
         Self {
             d: f16::from_f32(d).to_le_bytes(),
             m: f16::from_f32(min).to_le_bytes(),
-            qs: pack_nibbles(x, |v| (v - min) * id + 0.5),
+            qs: pack_nibbles(|i| at_most((x[i] - min) * id + 0.5, 15)),
         }
     }
 
-    fn dequantize(&self, y: &mut [f32; BLOCK_LEN]) {
-        let d = f16::from_le_bytes(self.d).to_f32();
-        let m = f16::from_le_bytes(self.m).to_f32();
-        unpack_nibbles(&self.qs, y, |q| q * d + m);
+    fn dequantize(&self, y: &mut [f32]) {
+        let (d, m) = (half(self.d), half(self.m));
+        unpack(&self.qs, 0, y, |q| q * d + m);
+    }
+}
+
+impl Block for BlockQ5_0 {
+    const LEN: usize = BLOCK_LEN;
+
+    /// `quantize_row_q5_0_ref`: the value of largest magnitude, with its sign, becomes -16.
+    fn quantize(x: &[f32]) -> Self {
+        let d = largest(x) / -16.0;
+        let id = inverse(d);
+        Self::pack(f16::from_f32(d), |i| at_most(x[i] * id + 16.5, 31))
+    }
+
+    fn dequantize(&self, y: &mut [f32]) {
+        let d = half(self.d);
+        unpack(&self.qs, u32::from_le_bytes(self.qh), y, |q| (q - 16.0) * d);
+    }
+}
+
+impl BlockQ5_0 {
+    /// From a scale and the integers as stored (0 to 31).
+    pub(super) fn pack(d: f16, q: impl Fn(usize) -> u8) -> Self {
+        Self {
+            d: d.to_le_bytes(),
+            qh: fifth_bits(&q),
+            qs: pack_nibbles(q),
+        }
+    }
+}
+
+impl Block for BlockQ5_1 {
+    const LEN: usize = BLOCK_LEN;
+
+    /// `quantize_row_q5_1_ref`: minimum and maximum become 0 and 31.
+    fn quantize(x: &[f32]) -> Self {
+        let (min, d) = min_and_step(x, 31.0);
+        let id = inverse(d);
+        // The reference cuts to a byte and does not clamp; the bits beyond the fifth are lost then.
+        let q = |i: usize| ((x[i] - min) * id + 0.5) as u8;
+        Self::pack(f16::from_f32(d), f16::from_f32(min), q)
+    }
+
+    fn dequantize(&self, y: &mut [f32]) {
+        let (d, m) = (half(self.d), half(self.m));
+        unpack(&self.qs, u32::from_le_bytes(self.qh), y, |q| q * d + m);
+    }
+}
+
+impl BlockQ5_1 {
+    /// From a scale, a minimum and the integers as stored (0 to 31).
+    pub(super) fn pack(d: f16, m: f16, q: impl Fn(usize) -> u8) -> Self {
+        Self {
+            d: d.to_le_bytes(),
+            m: m.to_le_bytes(),
+            qh: fifth_bits(&q),
+            qs: pack_nibbles(q),
+        }
     }
 }
 
@@ -124,14 +215,43 @@ fn inverse(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-fn pack_nibbles(x: &[f32; BLOCK_LEN], scaled: impl Fn(f32) -> f32) -> [u8; BLOCK_LEN / 2] {
-    let nibble = |v: f32| (scaled(v) as i8).min(15) as u8;
-    std::array::from_fn(|i| nibble(x[i]) | (nibble(x[i + BLOCK_LEN / 2]) << 4))
+pub(super) fn half(bytes: [u8; 2]) -> f32 {
+    f16::from_le_bytes(bytes).to_f32()
 }
 
-fn unpack_nibbles(qs: &[u8; BLOCK_LEN / 2], y: &mut [f32; BLOCK_LEN], value: impl Fn(f32) -> f32) {
-    for (i, q) in qs.iter().enumerate() {
-        y[i] = value(f32::from(q & 0x0f));
-        y[i + BLOCK_LEN / 2] = value(f32::from(q >> 4));
+/// The value of largest magnitude, the first of several.
+pub(super) fn largest(x: &[f32]) -> f32 {
+    let larger = |max: f32, v: &f32| if max.abs() < v.abs() { *v } else { max };
+    x.iter().fold(0.0, larger)
+}
+
+/// The minimum, and the step that `n` of them lead to the maximum.
+fn min_and_step(x: &[f32], n: f32) -> (f32, f32) {
+    let min = x.iter().copied().fold(f32::MAX, f32::min);
+    let max = x.iter().copied().fold(f32::MIN, f32::max);
+    (min, (max - min) / n)
+}
+
+fn at_most(v: f32, max: i8) -> u8 {
+    (v as i8).min(max) as u8
+}
+
+/// The lower four bits of each integer, element i beside element i + 16.
+pub(super) fn pack_nibbles(q: impl Fn(usize) -> u8) -> [u8; BLOCK_LEN / 2] {
+    std::array::from_fn(|i| (q(i) & 15) | ((q(i + BLOCK_LEN / 2) & 15) << 4))
+}
+
+fn fifth_bits(q: impl Fn(usize) -> u8) -> [u8; 4] {
+    let bit = |i: usize| u32::from(q(i) >> 4 & 1) << i;
+    (0..BLOCK_LEN).map(bit).sum::<u32>().to_le_bytes()
+}
+
+/// Nibbles with the fifth bits `qh`.
+fn unpack(qs: &[u8; BLOCK_LEN / 2], qh: u32, y: &mut [f32], value: impl Fn(f32) -> f32) {
+    let (low, high) = y.split_at_mut(BLOCK_LEN / 2);
+    for (i, ((q, low), high)) in qs.iter().zip(low).zip(high).enumerate() {
+        let fifth = |i: usize| ((qh >> i & 1) as u8) << 4;
+        *low = value(f32::from(q & 0x0f | fifth(i)));
+        *high = value(f32::from(q >> 4 | fifth(i + BLOCK_LEN / 2)));
     }
 }

@@ -1,14 +1,27 @@
 //! Element types of tensors and their blocks, as ggml defines them (`ggml-common.h`, `ggml-quants.c`).
 //!
-//! Invariant: a row of a quantised tensor is a whole number of blocks of 32 elements along the fastest axis.
-//! Quantisation rounds exactly as ggml's `quantize_row_*_ref`, so that a file of ours equals one of llama.cpp's.
+//! Invariant: a row of a quantised tensor is a whole number of blocks along the fastest axis: of 32 elements, or of 256
+//! for the K types. Values are read exactly as ggml reads them. They are written in one of two ways ([`Method`]).
 
 mod blocks;
+mod importance;
+mod k_blocks;
+mod k_search;
+pub mod recipe;
+mod search;
+pub mod select;
 #[cfg(test)]
 mod tests;
 
-pub use blocks::{BLOCK_LEN, Block, BlockQ4_0, BlockQ4_1, BlockQ8_0, blocks};
+pub use blocks::{BLOCK_LEN, Block, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, blocks};
+pub use importance::{Importance, ImportanceError};
+pub use recipe::{Planned, Recipe, RecipeError};
+
 use half::{bf16, f16};
+pub use k_blocks::{BlockQ4K, BlockQ5K, BlockQ6K, SUPER_LEN, scale_and_min};
+
+/// The least weight of a column, as a part of the mean: calibration text has not seen everything.
+const LEAST_WEIGHT: f32 = 1e-3;
 
 /// Element type of a tensor. The discriminants are ggml's type ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,20 +36,35 @@ pub enum DType {
     Q4_0 = 2,
     /// 4 bits, f16 scale and minimum: `w = d * q + m`; 20 bytes for 32.
     Q4_1 = 3,
+    /// 5 bits, one f16 scale: `w = d * (q - 16)`; 22 bytes for 32.
+    Q5_0 = 6,
+    /// 5 bits, f16 scale and minimum: `w = d * q + m`; 24 bytes for 32.
+    Q5_1 = 7,
     /// 8 bits, one f16 scale: `w = d * q`; 34 bytes for 32.
     Q8_0 = 8,
+    /// 4 bits, scaled scales and minima: `w = d * sc * q - dmin * m`; 144 bytes for 256.
+    Q4K = 12,
+    /// 5 bits, scaled scales and minima: `w = d * sc * q - dmin * m`; 176 bytes for 256.
+    Q5K = 13,
+    /// 6 bits, scaled scales: `w = d * sc * (q - 32)`; 210 bytes for 256.
+    Q6K = 14,
     /// bfloat16.
     BF16 = 30,
 }
 
 impl DType {
     /// All types, the widest first.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 11] = [
         Self::F32,
         Self::F16,
         Self::BF16,
         Self::Q8_0,
+        Self::Q6K,
+        Self::Q5_1,
+        Self::Q5K,
+        Self::Q5_0,
         Self::Q4_1,
+        Self::Q4K,
         Self::Q4_0,
     ];
 
@@ -57,17 +85,26 @@ impl DType {
             Self::F16 => "F16",
             Self::Q4_0 => "Q4_0",
             Self::Q4_1 => "Q4_1",
+            Self::Q5_0 => "Q5_0",
+            Self::Q5_1 => "Q5_1",
             Self::Q8_0 => "Q8_0",
+            Self::Q4K => "Q4_K",
+            Self::Q5K => "Q5_K",
+            Self::Q6K => "Q6_K",
             Self::BF16 => "BF16",
         }
     }
     /// Whether the type keeps blocks of integers with a scale.
     pub fn is_quantized(self) -> bool {
-        matches!(self, Self::Q4_0 | Self::Q4_1 | Self::Q8_0)
+        !matches!(self, Self::F32 | Self::F16 | Self::BF16)
     }
-    /// Elements in one block (1 for the float types, 32 for the others).
+    /// Elements in one block: 1 for the float types, 256 for the K types, 32 for the others.
     pub fn block_len(self) -> usize {
-        if self.is_quantized() { BLOCK_LEN } else { 1 }
+        match self {
+            Self::F32 | Self::F16 | Self::BF16 => 1,
+            Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1 | Self::Q8_0 => BLOCK_LEN,
+            Self::Q4K | Self::Q5K | Self::Q6K => SUPER_LEN,
+        }
     }
     /// Bytes in one block.
     pub fn block_bytes(self) -> usize {
@@ -76,7 +113,12 @@ impl DType {
             Self::F16 | Self::BF16 => 2,
             Self::Q4_0 => size_of::<BlockQ4_0>(),
             Self::Q4_1 => size_of::<BlockQ4_1>(),
+            Self::Q5_0 => size_of::<BlockQ5_0>(),
+            Self::Q5_1 => size_of::<BlockQ5_1>(),
             Self::Q8_0 => size_of::<BlockQ8_0>(),
+            Self::Q4K => size_of::<BlockQ4K>(),
+            Self::Q5K => size_of::<BlockQ5K>(),
+            Self::Q6K => size_of::<BlockQ6K>(),
         }
     }
     /// Bytes of a row of `n_cols` elements, or `None` when `n_cols` is no whole number of blocks.
@@ -100,14 +142,9 @@ impl std::fmt::Display for DType {
 pub fn ggml_type_name(id: u32) -> Option<&'static str> {
     // enum ggml_type in ggml.h; 4, 5, 31 to 33 and 36 to 38 were removed.
     Some(match id {
-        6 => "Q5_0",
-        7 => "Q5_1",
         9 => "Q8_1",
         10 => "Q2_K",
         11 => "Q3_K",
-        12 => "Q4_K",
-        13 => "Q5_K",
-        14 => "Q6_K",
         15 => "Q8_K",
         16 => "IQ2_XXS",
         17 => "IQ2_XS",
@@ -149,6 +186,11 @@ pub fn dequantize(dtype: DType, bytes: &[u8], out: &mut [f32]) {
         DType::Q8_0 => each_block::<BlockQ8_0>(bytes, out),
         DType::Q4_0 => each_block::<BlockQ4_0>(bytes, out),
         DType::Q4_1 => each_block::<BlockQ4_1>(bytes, out),
+        DType::Q5_0 => each_block::<BlockQ5_0>(bytes, out),
+        DType::Q5_1 => each_block::<BlockQ5_1>(bytes, out),
+        DType::Q4K => each_block::<BlockQ4K>(bytes, out),
+        DType::Q5K => each_block::<BlockQ5K>(bytes, out),
+        DType::Q6K => each_block::<BlockQ6K>(bytes, out),
     }
 }
 
@@ -159,12 +201,46 @@ fn each<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -
 }
 
 fn each_block<B: Block>(bytes: &[u8], out: &mut [f32]) {
-    for (block, y) in blocks::<B>(bytes).iter().zip(out.as_chunks_mut().0) {
+    for (block, y) in blocks::<B>(bytes).iter().zip(out.chunks_exact_mut(B::LEN)) {
         block.dequantize(y);
     }
 }
 
-/// Appends `values` (whole blocks) to `out` in `dtype`, rounding as ggml's reference quantisation does.
+/// How values become integers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Method {
+    /// The scale follows from the extremes. For the types without super-blocks this is ggml's `quantize_row_*_ref`, bit by
+    /// bit; ggml has no such reference for the K types.
+    Nearest,
+    /// The scale (and minimum) of the smallest weighted square error.
+    #[default]
+    Search,
+}
+
+/// Appends a row (whole blocks) to `out` in `dtype`. `importance`, one weight for each column, is used by
+/// [`Method::Search`], which minimises `Σ importance sqrt(mean x² + x²) (x - x̂)²`. A weight that is not above 0 counts as a
+/// small part of the mean; without importance all are 1.
+///
+/// Rows do not depend on each other: spread them over threads.
+///
+/// # Panics
+/// When `row` is no whole number of blocks, or `importance` has another length.
+pub fn quantize_row(
+    dtype: DType,
+    row: &[f32],
+    importance: Option<&[f32]>,
+    method: Method,
+    out: &mut Vec<u8>,
+) {
+    if method == Method::Nearest || !dtype.is_quantized() {
+        return quantize(dtype, row, out);
+    }
+    let len_bytes = dtype.row_bytes(row.len());
+    out.reserve(len_bytes.expect("the row is whole blocks"));
+    search::append_row(dtype, row, &weights(row, importance), out);
+}
+
+/// Appends `values` (whole blocks) to `out` in `dtype` by [`Method::Nearest`].
 ///
 /// # Panics
 /// When `values` is no whole number of blocks.
@@ -178,11 +254,56 @@ pub fn quantize(dtype: DType, values: &[f32], out: &mut Vec<u8>) {
         DType::Q8_0 => append_blocks::<BlockQ8_0>(values, out),
         DType::Q4_0 => append_blocks::<BlockQ4_0>(values, out),
         DType::Q4_1 => append_blocks::<BlockQ4_1>(values, out),
+        DType::Q5_0 => append_blocks::<BlockQ5_0>(values, out),
+        DType::Q5_1 => append_blocks::<BlockQ5_1>(values, out),
+        DType::Q4K => append_blocks::<BlockQ4K>(values, out),
+        DType::Q5K => append_blocks::<BlockQ5K>(values, out),
+        DType::Q6K => append_blocks::<BlockQ6K>(values, out),
     }
 }
 
 fn append_blocks<B: Block>(values: &[f32], out: &mut Vec<u8>) {
-    for x in values.as_chunks().0 {
+    for x in values.chunks_exact(B::LEN) {
         out.extend_from_slice(bytemuck::bytes_of(&B::quantize(x)));
     }
+}
+
+/// The type that a row of `n_cols` elements gets where `wanted` is asked for: itself, or where that needs whole
+/// blocks that the row has not, what llama.cpp takes instead (`llama-quant.cpp`): `Q5_0` for `Q4_K`, `Q5_1` for `Q5_K`,
+/// `Q8_0` for `Q6_K`, and F16 where blocks of 32 do not fit either.
+pub fn fitting(wanted: DType, n_cols: usize) -> DType {
+    let fits = |dtype: DType| dtype.row_bytes(n_cols).is_some();
+    let smaller_blocks = match wanted {
+        DType::Q4K => DType::Q5_0,
+        DType::Q5K => DType::Q5_1,
+        DType::Q6K => DType::Q8_0,
+        other => other,
+    };
+    match wanted {
+        wanted if fits(wanted) => wanted,
+        _ if fits(smaller_blocks) => smaller_blocks,
+        _ => DType::F16,
+    }
+}
+
+/// What the square errors of a row count: importance times `sqrt(mean x² + x²)`. [K]
+///
+/// The root is llama.cpp's. Without it the square error of the weights is smaller, and the divergence larger: see LOG.md.
+fn weights(row: &[f32], importance: Option<&[f32]>) -> Vec<f32> {
+    let mean_square = row.iter().map(|x| x * x).sum::<f32>() / row.len() as f32;
+    let mut weights: Vec<f32> = row.iter().map(|x| (mean_square + x * x).sqrt()).collect();
+    let Some(importance) = importance else {
+        return weights;
+    };
+    assert_eq!(importance.len(), row.len(), "a weight for each column");
+    let valid = |w: f32| if w > 0.0 && w.is_finite() { w } else { 0.0 };
+    let sum: f64 = importance.iter().map(|&w| f64::from(valid(w))).sum();
+    if sum > 0.0 {
+        // Only their ratios count: a mean of 1 keeps the sums in range.
+        let scale = (row.len() as f64 / sum) as f32;
+        for (weight, &importance) in weights.iter_mut().zip(importance) {
+            *weight *= (valid(importance) * scale).max(LEAST_WEIGHT);
+        }
+    }
+    weights
 }

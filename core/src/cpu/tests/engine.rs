@@ -3,9 +3,9 @@
 use crate::{
     cpu::{CpuEngine, CpuOptions, EngineError, Feed, Isa, KvDType, Session},
     gguf::Gguf,
-    quant::DType,
-    spec::Family,
-    testing::{tiny_model, tiny_spec},
+    quant::{DType, Importance},
+    spec::{Family, Role, TensorEntry, tensor_table},
+    testing::{random_model, tiny_model, tiny_spec, wide_spec},
 };
 
 const FAMILIES: [Family; 4] = Family::ALL;
@@ -74,6 +74,33 @@ fn instruction_sets_threads_and_caches_give_the_same_bits() {
     }
 }
 
+/// Super-blocks, and rows that mix types as llama.cpp's recipes do.
+#[test]
+fn models_of_k_types_give_the_same_bits_everywhere() {
+    let tokens = ids(37);
+    for family in FAMILIES {
+        for dtype in [DType::Q4K, DType::Q5K, DType::Q6K] {
+            let file = random_model(&wide_spec(family), dtype, 7);
+            let run = |isa| {
+                let options = CpuOptions {
+                    isa: Some(isa),
+                    n_threads: 2,
+                    ..CpuOptions::default()
+                };
+                let engine = engine_with(file.clone(), &options);
+                let want = stepwise_logits(&engine, &tokens);
+                let mut session = engine.session(64).unwrap();
+                assert_eq!(all_logits(&engine, &mut session, &tokens), want);
+                want
+            };
+            let want = run(Isa::Scalar);
+            for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+                assert_eq!(run(isa), want, "{family:?} {dtype} {isa:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn any_chunking_gives_the_same_bits() {
     let tokens = ids(128);
@@ -105,6 +132,63 @@ fn any_chunking_gives_the_same_bits() {
             );
         }
     }
+}
+
+#[test]
+fn importance_is_of_what_matrices_read() {
+    let tokens = ids(40);
+    for family in FAMILIES {
+        let engine = engine(family, DType::F32);
+        let want = all_logits(&engine, &mut engine.session(64).unwrap(), &tokens);
+        let gather = |pieces: &[&[u32]]| {
+            let mut importance = Importance::default();
+            let mut session = engine.session(64).unwrap();
+            for piece in pieces {
+                engine
+                    .gather_importance(&mut session, piece, &mut importance)
+                    .unwrap();
+            }
+            importance
+        };
+        let importance = gather(&[&tokens]);
+        assert_eq!(importance, gather(&[&tokens[..7], &tokens[7..]]));
+        assert_eq!(importance.n_rows(), 40);
+        let table = tensor_table(engine.spec());
+        let reads = |e: &&TensorEntry| {
+            let is_table = e.role == Role::TokenEmbd && !engine.spec().tied_embedding;
+            e.quantizable && !is_table
+        };
+        let mut names: Vec<_> = table
+            .iter()
+            .filter(reads)
+            .map(|e| e.gguf.as_str())
+            .collect();
+        names.sort_unstable();
+        assert_eq!(importance.names().collect::<Vec<_>>(), names);
+        for entry in table.iter().filter(reads) {
+            let means = importance.means(&entry.gguf).unwrap();
+            assert_eq!(means.len(), entry.shape[1], "{}", entry.gguf);
+            assert!(means.iter().all(|mean| *mean > 0.0), "{}", entry.gguf);
+        }
+        let after = all_logits(&engine, &mut engine.session(64).unwrap(), &tokens);
+        assert_eq!(after, want, "gathering leaves nothing behind");
+    }
+}
+
+/// RMSNorm with a weight makes inputs of known size: the mean of x² over columns is that of the weight's squares.
+#[test]
+fn importance_has_the_size_of_the_norm() {
+    let engine = engine(Family::Llama, DType::F32);
+    let mut importance = Importance::default();
+    let mut session = engine.session(64).unwrap();
+    engine
+        .gather_importance(&mut session, &ids(32), &mut importance)
+        .unwrap();
+    let gguf = Gguf::parse(tiny_model(Family::Llama, DType::F32, 1).into()).unwrap();
+    let weight = gguf.tensor_f32("blk.0.attn_norm.weight").unwrap();
+    let means = importance.means("blk.0.attn_q.weight").unwrap();
+    let ratio: f32 = means.iter().zip(&weight).map(|(m, w)| m / (w * w)).sum();
+    assert!((ratio / 64.0 - 1.0).abs() < 1e-3, "{ratio}");
 }
 
 #[test]

@@ -115,10 +115,10 @@ fn check_matmul(w: &Matrix, x: &Activations) {
 fn products_of_every_type_and_size_agree() {
     let mut rng = Rng(1);
     for dtype in DType::ALL {
-        let widths: &[usize] = if dtype.is_quantized() {
-            &[32, 64, 96, 576]
-        } else {
-            &[1, 2, 7, 15, 16, 17, 31, 33, 64, 100, 576]
+        let widths: &[usize] = match dtype.block_len() {
+            1 => &[1, 2, 7, 15, 16, 17, 31, 33, 64, 100, 576],
+            32 => &[32, 64, 96, 576],
+            _ => &[256, 768],
         };
         for &n_cols in widths {
             for n_rows in [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31] {
@@ -140,7 +140,17 @@ fn products_of_extreme_blocks_agree() {
     let scales = [1.0, -2.0, 0.0, 6e-8, 60000.0].map(f16::from_f32);
     let fills: [fn(&mut Rng) -> u8; 5] = [|_| 0x80, |_| 0x7f, |_| 0xff, |_| 0, |r| r.next() as u8];
     let signs: [fn(usize) -> f32; 3] = [|_| 1.0, |_| -1.0, |i| if i % 2 == 0 { 1.0 } else { -1.0 }];
-    for dtype in [DType::Q8_0, DType::Q4_0, DType::Q4_1] {
+    for (dtype, halves) in [
+        (DType::Q8_0, &[0][..]),
+        (DType::Q4_0, &[0]),
+        (DType::Q4_1, &[0, 2]),
+        (DType::Q5_0, &[0]),
+        (DType::Q5_1, &[0, 2]),
+        (DType::Q4K, &[0, 2]),
+        (DType::Q5K, &[0, 2]),
+        (DType::Q6K, &[208]),
+    ] {
+        let n_cols = 3 * dtype.block_len();
         for fill in fills {
             for sign in signs {
                 for n_tokens in [1, 4, 5] {
@@ -148,16 +158,44 @@ fn products_of_extreme_blocks_agree() {
                         .map(|_| fill(&mut rng))
                         .collect();
                     for block in bytes.chunks_exact_mut(dtype.block_bytes()) {
-                        let mut half = || scales[rng.next() as usize % scales.len()].to_le_bytes();
-                        block[..2].copy_from_slice(&half());
-                        if dtype == DType::Q4_1 {
-                            block[2..4].copy_from_slice(&half());
+                        for at in halves {
+                            let half = scales[rng.next() as usize % scales.len()];
+                            block[*at..at + 2].copy_from_slice(&half.to_le_bytes());
                         }
                     }
-                    let x = (0..n_tokens * 96).map(|i| sign(i) * 3.0).collect();
-                    check_matmul(&matrix(dtype, 96, bytes), &activations(96, x));
+                    let x = (0..n_tokens * n_cols).map(|i| sign(i) * 3.0).collect();
+                    check_matmul(&matrix(dtype, n_cols, bytes), &activations(n_cols, x));
                 }
             }
+        }
+    }
+}
+
+/// The definition of a product against the dequantised row, in f64, with activations as they were quantised.
+#[test]
+fn products_are_those_with_the_dequantised_rows() {
+    let mut rng = Rng(11);
+    for dtype in DType::ALL.into_iter().filter(|dtype| dtype.is_quantized()) {
+        let n_cols = 512;
+        let mut bytes = Vec::new();
+        quantize(dtype, &rng.values(4 * n_cols, 0.3), &mut bytes);
+        let w = matrix(dtype, n_cols, bytes);
+        let x = activations(n_cols, rng.values(n_cols, 4.0));
+        let quantized = x
+            .blocks
+            .iter()
+            .flat_map(|b| b.q.map(|q| f64::from(q) * f64::from(b.scale)));
+        let quantized: Vec<f64> = quantized.collect();
+        let got = matmul(&scalar::KERNELS, &w, &x);
+        for (r, got) in got.iter().enumerate() {
+            let mut row = vec![0.0; n_cols];
+            w.dequantize_row(r, &mut row);
+            let terms = || row.iter().zip(&quantized).map(|(w, x)| f64::from(*w) * x);
+            let (want, size) = (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+            assert!(
+                (f64::from(*got) - want).abs() < 1e-6 * size,
+                "{dtype}: {got} for {want}"
+            );
         }
     }
 }
@@ -182,11 +220,11 @@ fn weights_need_no_alignment() {
     let mut rng = Rng(4);
     for dtype in DType::ALL {
         let mut bytes = vec![0];
-        quantize(dtype, &rng.values(16 * 64, 1.0), &mut bytes);
-        let mut w = matrix(dtype, 64, bytes[1..].to_vec());
+        quantize(dtype, &rng.values(16 * 256, 1.0), &mut bytes);
+        let mut w = matrix(dtype, 256, bytes[1..].to_vec());
         w.bytes = bytes::Bytes::from(bytes).slice(1..);
         for n_tokens in [1, 6] {
-            check_matmul(&w, &activations(64, rng.values(n_tokens * 64, 1.0)));
+            check_matmul(&w, &activations(256, rng.values(n_tokens * 256, 1.0)));
         }
     }
 }
