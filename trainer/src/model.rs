@@ -259,7 +259,7 @@ pub fn folder_to_gguf(folder: &Path, target: &Path) -> Result<()> {
 }
 
 /// How the CPU engine runs, from the flags that every command with an engine has.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct EngineArgs {
     /// Threads (default: all cores); they never change the result
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]

@@ -588,6 +588,110 @@ fn export_round_trips_through_every_type() {
 }
 
 #[test]
+fn export_takes_recipes_exceptions_and_importance() {
+    let place = Place::new();
+    let source = place.tiny("source.gguf", Family::Llama, DType::F32);
+    let export = |out: &str, more: &[&str]| {
+        let args = [&["export", &source, "-o", out, "--force"], more].concat();
+        place.run(&args)
+    };
+    let size = |out: &str| std::fs::metadata(place.path(out)).unwrap().len();
+    let names = [
+        "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "q5_k", "q4_k",
+    ];
+    for name in names {
+        let ran = export(name, &["--quant", name]);
+        if name.contains("_k") {
+            // Rows of the tiny model are no blocks of 256.
+            assert!(ran.stderr.contains("take the next type"), "{}", ran.stderr);
+        }
+        ran.ok();
+        assert!(size(name) < size("source.gguf"));
+        place
+            .run(&["generate", name, "--prompt", "a", "--max-tokens", "3"])
+            .ok();
+    }
+    assert!(size("q4_k_m") < size("q6_k"));
+
+    let types = |out: &str| -> Vec<(String, String)> {
+        let inspected = place.run(&["inspect", out, "--json"]).json();
+        let tensors = inspected["tensors"].as_array().unwrap().iter();
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        tensors
+            .map(|tensor| (text(&tensor["name"]), text(&tensor["type"])))
+            .collect()
+    };
+    export(
+        "mixed",
+        &[
+            "--quant",
+            "q4_0",
+            "--tensor",
+            "blk.1.ffn_*=q8_0",
+            "--tensor",
+            "*.attn_q.weight=f16",
+        ],
+    )
+    .ok();
+    for (name, found) in types("mixed") {
+        let expected = match &name[..] {
+            "blk.1.ffn_norm.weight" => "F32",
+            _ if name.starts_with("blk.1.ffn_") => "Q8_0",
+            _ if name.ends_with("attn_q.weight") => "F16",
+            "blk.0.ffn_up.weight" => "Q4_0",
+            _ => continue,
+        };
+        assert_eq!(found, expected, "{name}");
+    }
+    export("x", &["--quant", "q4_0", "--tensor", "blk.9.*=q8_0"]).fails(1, &["blk.9.*"]);
+    export("x", &["--quant", "q4_0", "--tensor", "blk.9.*"]).fails(2, &["PATTERN=TYPE"]);
+
+    let text = place.write(
+        "text.txt",
+        "the cat and the hat and the other thing ".repeat(40),
+    );
+    let calibrated = [
+        "--quant",
+        "q4_0",
+        "--calibrate",
+        &text,
+        "--write-imatrix",
+        "own.imatrix",
+    ];
+    export("calibrated", &calibrated).ok();
+    export("again", &["--quant", "q4_0", "--imatrix", "own.imatrix"]).ok();
+    export("plain", &["--quant", "q4_0"]).ok();
+    let bytes = |out: &str| std::fs::read(place.path(out)).unwrap();
+    assert!(
+        bytes("calibrated") == bytes("again"),
+        "a kept matrix gives other bytes"
+    );
+    assert!(
+        bytes("calibrated") != bytes("plain"),
+        "importance changes nothing"
+    );
+
+    place.tiny("gpt2.gguf", Family::Gpt2, DType::F32);
+    let args = [
+        "export",
+        "gpt2.gguf",
+        "--quant",
+        "q4_0",
+        "-o",
+        "x",
+        "--imatrix",
+        "own.imatrix",
+    ];
+    place.run(&args).fails(1, &["own.imatrix", "another model"]);
+    export("x", &["--quant", "q4_0", "--imatrix", "source.gguf"])
+        .fails(1, &["source.gguf", "imatrix"]);
+    let empty = place.write("empty.txt", "");
+    export("x", &["--quant", "q4_0", "--calibrate", &empty])
+        .fails(1, &["empty.txt", "--calibrate"]);
+    assert!(!place.path("x").exists());
+}
+
+#[test]
 fn export_leaves_what_is_there_alone() {
     let place = Place::new();
     let source = place.tiny("source.gguf", Family::Llama, DType::F32);

@@ -675,7 +675,7 @@ fn the_quantised_view_has_the_bits_of_the_export() {
         let spec = &kept.info.spec;
         let values = start::parameters_of(&kept.gguf, spec).unwrap();
         let model = Transformer::new(spec, values, None, &Device::flex().autodiff()).unwrap();
-        let view = Qat::new(spec, Quant::Q4_0).view(&model);
+        let view = Qat::new(spec, Quant::Q4_0).unwrap().view(&model);
         loss_of_export(&place, &outcome, "q4_0");
         let exported = model::open(text(&place.path("q4_0.gguf"))).unwrap();
         let mut expected = start::parameters_of(&exported.gguf, spec).unwrap();

@@ -255,7 +255,11 @@ pub fn prepare(config: Config, base: &models::Model) -> Result<Prepared> {
         .map(|samples| Samples::new(samples, &base.info, spec.n_ctx))
         .transpose()?;
     let pad = base.info.tokenizer.eos().unwrap_or(0);
-    let qat = config.qat.as_ref().map(|qat| Qat::new(&spec, qat.format));
+    let qat = config
+        .qat
+        .as_ref()
+        .map(|qat| Qat::new(&spec, qat.format))
+        .transpose()?;
     let folder = config.run_dir();
     Ok(Prepared {
         fit: Fit {

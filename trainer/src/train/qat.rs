@@ -15,6 +15,7 @@ use crate::{
     adapter::Addition,
     export::{Quant, types},
 };
+use anyhow::Result;
 use burn::{
     module::Param,
     tensor::{Tensor, TensorData},
@@ -40,15 +41,18 @@ pub struct Qat {
 
 impl Qat {
     /// Training for an export in `format`.
-    pub fn new(spec: &ModelSpec, format: Quant) -> Self {
-        let by_gguf = types(spec, format);
+    ///
+    /// # Errors
+    /// When the model's shapes do not take it.
+    pub fn new(spec: &ModelSpec, format: Quant) -> Result<Self> {
+        let by_gguf = types(spec, format)?;
         let named = tensor_table(spec)
             .into_iter()
             .filter_map(|entry| Some((entry.burn, *by_gguf.get(&entry.gguf)?)));
-        Self {
+        Ok(Self {
             types: named.filter(|(_, dtype)| *dtype != DType::F32).collect(),
             still: Mutex::default(),
-        }
+        })
     }
 
     /// The model with its matrices as an export would hold them. Gradients of its parameters are gradients of `model`'s.
