@@ -66,6 +66,10 @@ pub fn each(n: usize, f: impl Fn(usize) + Sync) {
 ///
 /// # Panics
 /// When the members of a tuple have different numbers of parts, or `f` panics.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "what is borrowed for writing is given away for the call"
+)]
 pub fn each_part<P: Parts>(parts: P, f: impl Fn(usize, P::Part) + Sync) {
     each(parts.count(), |i| {
         // SAFETY: `each` takes every number below `count` once, and `parts` outlives the call.

@@ -127,6 +127,9 @@ impl Pool {
 
     /// Splits the columns of `out` (`n_cols` wide) in ranges of whole `align`s and runs `f(range, columns, scratch)` for each;
     /// each thread has its own `scratch`.
+    ///
+    /// # Panics
+    /// When `out` is no whole rows, there is not a scratch for each thread, or `f` panics.
     pub fn for_columns<S: Send>(
         &mut self,
         out: &mut [f32],
@@ -166,6 +169,9 @@ impl Pool {
     }
 
     /// Runs `f(i, chunk, scratch)` for every chunk of `chunk_len` elements; each thread has its own `scratch`.
+    ///
+    /// # Panics
+    /// When `out` is no whole chunks, there is not a scratch for each thread, or `f` panics.
     pub fn for_chunks_with<T: Send, S: Send>(
         &mut self,
         out: &mut [T],
@@ -350,6 +356,9 @@ impl Columns<'_> {
     }
 
     /// Row `t` of these columns. [width]
+    ///
+    /// # Panics
+    /// When there is no such row.
     pub fn row_mut(&mut self, t: usize) -> &mut [f32] {
         assert!(t < self.n_rows, "row {t} of {}", self.n_rows);
         // SAFETY: by `new`, and `&mut self` keeps two rows from being borrowed at once.
@@ -357,6 +366,9 @@ impl Columns<'_> {
     }
 
     /// The columns `range` of these.
+    ///
+    /// # Panics
+    /// When they are not all there.
     pub fn narrow(&mut self, range: Range<usize>) -> Columns<'_> {
         assert!(
             range.start <= range.end && range.end <= self.width,

@@ -26,7 +26,6 @@ const DEFAULT_N_CTX: usize = 4096;
 
 /// Where the model will compute.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one value per model")]
 pub enum Target {
     /// On this device.
     Gpu(Gpu),

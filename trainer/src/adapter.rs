@@ -330,6 +330,9 @@ fn target_modules(spec: &ModelSpec, entries: &[TensorEntry]) -> BTreeSet<String>
     entries.iter().filter_map(name).collect()
 }
 
+/// Shape and values.
+pub type Shaped = (Vec<usize>, Vec<f32>);
+
 /// PEFT's tensors of a LoRA: `values(entry)` gives A and B in GGUF's order.
 ///
 /// # Errors
@@ -338,7 +341,7 @@ pub fn peft_tensors(
     entries: &[TensorEntry],
     rank: usize,
     mut values: impl FnMut(&TensorEntry) -> Result<(Vec<f32>, Vec<f32>)>,
-) -> Result<BTreeMap<String, (Vec<usize>, Vec<f32>)>> {
+) -> Result<BTreeMap<String, Shaped>> {
     let mut tensors = BTreeMap::new();
     for entry in entries {
         let (a_name, b_name) = peft_names(entry);

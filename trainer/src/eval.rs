@@ -34,6 +34,10 @@ use std::{
 
 /// Measure what models can do: perplexity, tasks, distance to a reference, their own text
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::doc_markdown,
+    reason = "a command's help shows its lines as they are"
+)]
 #[command(
     after_help = "Examples:\n  fledgling eval smollm2-135m-instruct --text wiki.txt\n  fledgling eval base.gguf runs/mine --chat valid.jsonl --json\n  \
     fledgling eval q8_0.gguf q4_0.gguf --text wiki.txt --max-windows 20 --reference f16.gguf --report report.html\n  \
@@ -153,7 +157,7 @@ pub fn run(args: &Args) -> Result<()> {
     for name in &args.models {
         let opened = Opened::new(name, &args.engine)?;
         let row = measure(args, &opened, reference.as_ref(), &tasks, &control);
-        if row.as_ref().is_err_and(|error| error.is::<Stopped>()) {
+        if row.as_ref().is_err_and(anyhow::Error::is::<Stopped>) {
             control.clear();
             note("stopped");
             std::process::exit(INTERRUPTED);

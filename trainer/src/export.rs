@@ -34,6 +34,10 @@ const WINDOW: usize = 512;
 
 /// Write a model as one GGUF file, or as a folder for transformers
 #[derive(Debug, clap::Args)]
+#[expect(
+    clippy::doc_markdown,
+    reason = "a command's help shows its lines as they are"
+)]
 #[command(
     after_help = "Examples:\n  fledgling export runs/mine --quant q8_0 -o mine.gguf\n  fledgling export gpt2 --quant q4_0 -o gpt2-q4_0.gguf --force\n  \
     fledgling export gpt2 --adapter peft-folder --quant q8_0 -o merged.gguf\n  \

@@ -233,7 +233,7 @@ fn copy(values: &[f32], out: &mut [f32]) {
 mod x86 {
     use super::Pair;
     use std::arch::x86_64::{
-        __m512, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cvtne2ps_pbh, _mm512_loadu_ps,
+        __m512, __m512bh, _mm512_castpd_ps, _mm512_castps_pd, _mm512_cvtne2ps_pbh, _mm512_loadu_ps,
         _mm512_mask_storeu_ps, _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_unpackhi_pd,
         _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
@@ -283,7 +283,7 @@ mod x86 {
             *row = unsafe {
                 let at = rows.as_ptr().add(i * stride);
                 let (low, high) = (_mm512_loadu_ps(at), _mm512_loadu_ps(at.add(16)));
-                std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))
+                std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(high, low))
             };
         }
         // SAFETY: the lengths were asserted; a pair has 32 bits, which are only moved.
@@ -293,7 +293,7 @@ mod x86 {
     /// Writes the columns of 16 rows.
     ///
     /// # Safety
-    /// `out` has 15 * width + n_rows values, and `n_rows` is 1 to 16.
+    /// `out` has 15 * width + `n_rows` values, and `n_rows` is 1 to 16.
     #[target_feature(enable = "avx512f")]
     #[inline]
     unsafe fn store_columns(r: &[__m512; 16], n_rows: usize, out: *mut f32, width: usize) {

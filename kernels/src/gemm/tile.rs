@@ -291,8 +291,8 @@ pub(super) mod x86 {
 
     use super::{Edge, Pair, Start, Tile, leave};
     use std::arch::x86_64::{
-        __m256, __m512, __m512bh, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps,
-        _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_cvtepu16_epi32,
+        __m256, __m256bh, __m256i, __m512, __m512bh, _mm256_fmadd_ps, _mm256_loadu_ps,
+        _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_cvtepu16_epi32,
         _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
         _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_or_si512,
         _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
@@ -491,7 +491,8 @@ pub(super) mod x86 {
             unsafe {
                 let rounded = |values: &[f32]| {
                     let values = _mm512_maskz_loadu_ps(mask, values.as_ptr().add(first));
-                    _mm512_cvtepu16_epi32(std::mem::transmute(_mm512_cvtneps_pbh(values)))
+                    let values = _mm512_cvtneps_pbh(values);
+                    _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(values))
                 };
                 let mut pairs = rounded(low);
                 if !high.is_empty() {

@@ -272,6 +272,7 @@ fn validations(run: &Overview, history: &History) -> Vec<ValidationRow> {
 }
 
 #[derive(Debug, Serialize)]
+#[expect(clippy::struct_field_names, reason = "the text of the prompt")]
 struct Prompt<'a> {
     prompt: &'a str,
     shown: Vec<&'a Sample>,

@@ -468,14 +468,14 @@ pub fn attention(q: Tensor<2>, k: Tensor<2>, v: Tensor<2>, heads: &Heads) -> Ten
 }
 
 /// As [`attention`], of q, k and v beside each other. [N, (H + 2 KV) * D] -> [N, H * D]
-pub fn attention_qkv(qkv: Tensor<2>, heads: &Heads) -> Tensor<2> {
-    let [q, k, v] = parts(&qkv, heads);
+pub fn attention_qkv(qkv: &Tensor<2>, heads: &Heads) -> Tensor<2> {
+    let [q, k, v] = parts(qkv, heads);
     attention(q, k, v, heads)
 }
 
 /// The gradient of [`attention_qkv`]'s input.
-pub fn attention_qkv_backward(qkv: Tensor<2>, dy: Tensor<2>, heads: &Heads) -> Tensor<2> {
-    let [q, k, v] = parts(&qkv, heads);
+pub fn attention_qkv_backward(qkv: &Tensor<2>, dy: Tensor<2>, heads: &Heads) -> Tensor<2> {
+    let [q, k, v] = parts(qkv, heads);
     Tensor::cat(attention_backward(q, k, v, dy, heads).into(), 1)
 }
 
@@ -641,7 +641,7 @@ mod cube {
                 Op::SwiGlu => swiglu(x(0), x(1)),
                 Op::Gelu => gelu(x(0)),
                 Op::Attention(heads) => attention(x(0), x(1), x(2), heads),
-                Op::AttentionQkv(heads) => attention_qkv(x(0), heads),
+                Op::AttentionQkv(heads) => attention_qkv(&x(0), heads),
                 Op::Product(of) => product(x(0), x(1), of),
                 Op::ProductPlus(of) => product(x(0), x(1), of) + row(2).unsqueeze(),
                 Op::LoraProduct(of) => {
@@ -686,7 +686,7 @@ mod cube {
                     .map(|gradient| Some(lower(gradient)))
                     .into(),
                 Op::AttentionQkv(heads) => {
-                    vec![Some(lower(attention_qkv_backward(x(0), dy, heads)))]
+                    vec![Some(lower(attention_qkv_backward(&x(0), dy, heads)))]
                 }
                 Op::Product(of) => product_backward(x(0), x(1), dy, of, [want(0), want(1)])
                     .map(|gradient| gradient.map(lower))

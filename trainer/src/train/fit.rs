@@ -422,7 +422,7 @@ impl Fit {
         let keep_last = self.config.train.keep_last;
         let path = checkpoints.write(step, &self.origin, keep_last, fill)?;
         now.saved = Some(step);
-        reporter.checkpoint(step, path.display())?;
+        reporter.checkpoint(step, &path.display())?;
         uploader.map_or(Ok(()), |uploader| uploader.offer(step))
     }
 

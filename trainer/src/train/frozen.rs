@@ -98,7 +98,7 @@ impl Frozen {
             split(bytes, ROWS * row_bytes),
         );
         each_part(parts, |_, (values, bytes)| {
-            quant::dequantize(self.dtype, bytes, values)
+            quant::dequantize(self.dtype, bytes, values);
         });
         values
     }

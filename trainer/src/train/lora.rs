@@ -76,7 +76,7 @@ impl LoraProduct {
             return self.with_matrix(
                 of,
                 false,
-                Plain {
+                &Plain {
                     size,
                     x,
                     row: of.bias,
@@ -93,7 +93,7 @@ impl LoraProduct {
             more: b,
             row: of.bias,
         };
-        self.with_matrix(of, false, plus)
+        self.with_matrix(of, false, &plus)
     }
 
     /// Gradients of x, A and B, where they are wanted.
@@ -125,13 +125,13 @@ impl LoraProduct {
                         more: a,
                         row: None,
                     };
-                    self.with_matrix(of, true, plus)
+                    self.with_matrix(of, true, &plus)
                 }
                 Some(draw) if !self.is_merged => {
                     let mut dx = self.with_matrix(
                         of,
                         true,
-                        Plain {
+                        &Plain {
                             size,
                             x: rows,
                             row: None,
@@ -145,7 +145,7 @@ impl LoraProduct {
                 _ => self.with_matrix(
                     of,
                     true,
-                    Plain {
+                    &Plain {
                         size,
                         x: rows,
                         row: None,
@@ -176,7 +176,7 @@ impl LoraProduct {
     }
 
     /// A product with W as B, or with Wᵀ where it is wanted `turned`.
-    fn with_matrix(&self, of: &Tensors<&[f32]>, turned: bool, by: impl ByMatrix) -> Vec<f32> {
+    fn with_matrix(&self, of: &Tensors<&[f32]>, turned: bool, by: &impl ByMatrix) -> Vec<f32> {
         let n_in = of.a.len() / self.rank;
         match (&self.matrix, of.weight) {
             (Some(matrix), _) if turned => by.times(&matrix.columns_of_b()),

@@ -165,6 +165,7 @@ impl Embedding {
 
 /// The matrix that makes the logits, outside autodiff. [V, C]
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one value per step")]
 pub enum Head {
     /// Its values, and whether it is trained.
     Dense(Tensor<2>, bool),

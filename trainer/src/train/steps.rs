@@ -16,6 +16,7 @@ use super::{
 
 /// The steps of a run: a function of config and rows alone, so that a resumed run takes the same.
 #[derive(Debug)]
+#[expect(clippy::struct_field_names, reason = "numbers of steps, and of what")]
 pub struct Steps {
     batch: usize,
     rows_per_step: usize,

@@ -173,7 +173,7 @@ impl Reporter {
     ///
     /// # Errors
     /// As [`Self::begin`].
-    pub fn checkpoint(&mut self, step: u64, path: impl ToString) -> Result<()> {
+    pub fn checkpoint(&mut self, step: u64, path: &impl ToString) -> Result<()> {
         self.send(Event::Checkpoint(Checkpoint {
             step,
             path: path.to_string(),

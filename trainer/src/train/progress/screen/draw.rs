@@ -320,15 +320,17 @@ fn draw_figures(frame: &mut Frame<'_>, area: Rect, model: &Model, look: Look) {
 }
 
 fn draw_minis(frame: &mut Frame<'_>, area: Rect, model: &Model, look: Look) {
-    let n = if area.width >= 60 { 3 } else { 2 };
-    let areas = Layout::horizontal(vec![Constraint::Fill(1); n]).split(area);
-    let minis: [(&str, &Curve, Color, fn(f64) -> String); 3] = [
+    /// Title, curve, colour, and how the last value is written.
+    type Mini<'a> = (&'a str, &'a Curve, Color, fn(f64) -> String);
+    let minis: [Mini<'_>; 3] = [
         ("lr", &model.lr, Color::Green, |x| format!("{x:.2e}")),
         ("grad norm", &model.grad_norm, Color::Magenta, |x| {
             format!("{x:.3}")
         }),
         ("tokens/s", &model.tokens_per_s, Color::Blue, short),
     ];
+    let n = if area.width >= 60 { 3 } else { 2 };
+    let areas = Layout::horizontal(vec![Constraint::Fill(1); n]).split(area);
     for (area, (name, curve, colour, text)) in areas.iter().zip(minis) {
         let last = curve.last().map_or_else(String::new, text);
         let title = Line::from(format!(" {name} {last} "));
