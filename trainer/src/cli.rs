@@ -3,7 +3,7 @@
 use crate::{
     bench, chat, data, doctor, eval, export, generate, inspect, interrupt,
     output::{StdoutClosed, UsageError, note},
-    pull, runs, serve, tokenize, tokenizer,
+    pull, runs, serve, tokenize, tokenizer, verify,
 };
 use anyhow::{Error, Result};
 use clap::{Parser, Subcommand};
@@ -37,6 +37,7 @@ enum Command {
     Tokenize(tokenize::Args),
     Tokenizer(tokenizer::Args),
     Inspect(inspect::Args),
+    Verify(verify::Args),
     Bench(bench::Args),
 }
 
@@ -71,6 +72,7 @@ fn run(command: &Command) -> Result<()> {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Verify(args) => verify::run(args),
         Command::Bench(args) => bench::run(args),
     }
 }

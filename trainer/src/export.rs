@@ -11,7 +11,7 @@ use crate::{
     gguf_file, hf_folder,
     model::{self, EngineArgs, Model},
     output::{UsageError, note, print, print_json, step_bar},
-    run,
+    run, verify,
 };
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_core::{
@@ -81,6 +81,9 @@ pub struct Args {
     /// Merge this much of the LoRA: 0 gives the base, 1 what was trained
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     scale: Option<f64>,
+    /// Write OUT.sha256 beside it, for `fledgling verify` and sha256sum
+    #[arg(long)]
+    manifest: bool,
     /// Replace what is there
     #[arg(long)]
     force: bool,
@@ -171,9 +174,10 @@ fn write_folder(args: &Args) -> Result<()> {
                 })?,
         ),
     };
-    if !args.tensor.is_empty() || args.calibrate.is_some() || args.imatrix.is_some() {
+    let is_for_blocks = args.calibrate.is_some() || args.imatrix.is_some();
+    if !args.tensor.is_empty() || is_for_blocks || args.manifest {
         return Err(UsageError(
-            "--tensor, --calibrate and --imatrix are for --format gguf".to_owned(),
+            "--tensor, --calibrate, --imatrix and --manifest are for --format gguf".to_owned(),
         )
         .into());
     }
@@ -197,6 +201,9 @@ fn write_folder(args: &Args) -> Result<()> {
 
 fn write_gguf(args: &Args, recipe: &Recipe) -> Result<()> {
     refuse_existing(&args.output, args.force)?;
+    if args.manifest {
+        refuse_existing(&verify::manifest_of(&args.output), args.force)?;
+    }
     let recipe = args
         .tensor
         .iter()
@@ -225,6 +232,9 @@ fn write_gguf(args: &Args, recipe: &Recipe) -> Result<()> {
         |tensor| requantize(&model, tensor, &how),
     )?;
     let len_bytes = std::fs::metadata(&args.output)?.len();
+    if args.manifest {
+        verify::write_manifest(&args.output)?;
+    }
     let types = summarize(&plan);
     if let Some(text) = describe_fallbacks(&fallbacks) {
         note(text);

@@ -31,3 +31,4 @@ pub mod tokenize;
 pub mod tokenizer;
 #[cfg(feature = "train")]
 pub mod train;
+pub mod verify;

@@ -692,6 +692,75 @@ fn export_takes_recipes_exceptions_and_importance() {
 }
 
 #[test]
+fn verify_finds_what_is_wrong_with_a_file() {
+    let place = Place::new();
+    let source = place.tiny("source.gguf", Family::Llama, DType::F32);
+    let args = [
+        "export",
+        &source,
+        "--quant",
+        "q8_0",
+        "--manifest",
+        "-o",
+        "out.gguf",
+    ];
+    place.run(&args).ok();
+    place.run(&args).fails(1, &["--force"]);
+    let verified = place.run(&["verify", "out.gguf", "--json"]).json();
+    assert_eq!(verified["sum"], "equal");
+    assert!(verified["parameters"].as_u64().unwrap() > 1000);
+    let sum = verified["sha256"].as_str().unwrap().to_owned();
+    let line = std::fs::read_to_string(place.path("out.gguf.sha256")).unwrap();
+    assert_eq!(line, format!("{sum}  out.gguf\n"));
+    assert_eq!(
+        place.run(&["verify", &source, "--json"]).json()["sum"],
+        "unknown"
+    );
+    place
+        .run(&["verify", "out.gguf", "--sha256", &sum.to_uppercase()])
+        .ok();
+    place
+        .run(&[
+            "verify",
+            "out.gguf",
+            "--sha256",
+            &sum.replace(&sum[..1], "x"),
+        ])
+        .fails(2, &["64 hexadecimal digits"]);
+    let other = "0".repeat(64);
+    place
+        .run(&["verify", "out.gguf", "--sha256", &other])
+        .fails(1, &[&sum, &other, "damaged"]);
+
+    // A byte in the last tensor: only the sum sees it, or a value that is no number.
+    let path = place.path("out.gguf");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.len() - 1;
+    bytes[at] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+    place
+        .run(&["verify", "out.gguf"])
+        .fails(1, &["out.gguf.sha256", "damaged"]);
+    std::fs::remove_file(place.path("out.gguf.sha256")).unwrap();
+    place.run(&["verify", "out.gguf"]).ok();
+    let mut bytes = std::fs::read(&source).unwrap();
+    let at = bytes.len() - 4;
+    bytes[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    place.write("nan.gguf", &bytes);
+    place
+        .run(&["verify", "nan.gguf"])
+        .fails(1, &["nan.gguf", "NaN", "broken"]);
+    place.write("short.gguf", &bytes[..at]);
+    place
+        .run(&["verify", "short.gguf"])
+        .fails(1, &["short.gguf"]);
+    place.write("out.gguf.sha256", "something else\n");
+    place
+        .run(&["verify", "out.gguf"])
+        .fails(1, &["out.gguf.sha256", "no line for out.gguf"]);
+}
+
+#[test]
 fn export_leaves_what_is_there_alone() {
     let place = Place::new();
     let source = place.tiny("source.gguf", Family::Llama, DType::F32);
