@@ -557,9 +557,12 @@ impl Weight for BlockQ6K {
             let high = _mm256_and_si256(shifted(&self.qh, half, 2 * k), _mm256_set1_epi8(3));
             let six = _mm256_or_si256(low, _mm256_slli_epi16::<4>(high));
             let q = widen(_mm256_sub_epi8(six, _mm256_set1_epi8(32)));
-            [0, 1].map(|i| {
-                _mm256_mullo_epi16(q[i], _mm256_set1_epi16(i16::from(self.scales[2 * s + i])))
-            })
+            // Two by name: a closure for both may become a function without AVX2.
+            let (first, second) = (self.scales[2 * s], self.scales[2 * s + 1]);
+            [
+                _mm256_mullo_epi16(q[0], _mm256_set1_epi16(i16::from(first))),
+                _mm256_mullo_epi16(q[1], _mm256_set1_epi16(i16::from(second))),
+            ]
         }
     }
 }
@@ -624,12 +627,17 @@ unsafe fn add_fifths(nibbles: [__m256i; 2], qh: [u8; 4]) -> [__m256i; 2] {
             16384,
             i16::MIN,
         );
-        let qh = u32::from_le_bytes(qh);
-        [0, 1].map(|i| {
-            let word = _mm256_set1_epi16((qh >> (16 * i)) as u16 as i16);
-            let is_set = _mm256_cmpeq_epi16(_mm256_and_si256(word, bits), bits);
-            _mm256_or_si256(nibbles[i], _mm256_and_si256(is_set, _mm256_set1_epi16(16)))
-        })
+        let [a, b, c, d] = qh;
+        let fifth = _mm256_set1_epi16(16);
+        // Two by name: a closure for both would be a function without AVX2.
+        let low = _mm256_set1_epi16(i16::from_le_bytes([a, b]));
+        let high = _mm256_set1_epi16(i16::from_le_bytes([c, d]));
+        let low = _mm256_cmpeq_epi16(_mm256_and_si256(low, bits), bits);
+        let high = _mm256_cmpeq_epi16(_mm256_and_si256(high, bits), bits);
+        [
+            _mm256_or_si256(nibbles[0], _mm256_and_si256(low, fifth)),
+            _mm256_or_si256(nibbles[1], _mm256_and_si256(high, fifth)),
+        ]
     }
 }
 
