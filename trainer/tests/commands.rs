@@ -658,7 +658,9 @@ fn export_takes_recipes_exceptions_and_importance() {
         "--write-imatrix",
         "own.imatrix",
     ];
-    export("calibrated", &calibrated).ok();
+    export("fed_back", &calibrated).ok();
+    let searched = [&calibrated[..], &["--rounding", "search"]].concat();
+    export("calibrated", &searched).ok();
     export("again", &["--quant", "q4_0", "--imatrix", "own.imatrix"]).ok();
     export("plain", &["--quant", "q4_0"]).ok();
     let bytes = |out: &str| std::fs::read(place.path(out)).unwrap();
@@ -670,6 +672,11 @@ fn export_takes_recipes_exceptions_and_importance() {
         bytes("calibrated") != bytes("plain"),
         "importance changes nothing"
     );
+    assert!(
+        bytes("calibrated") != bytes("fed_back"),
+        "feedback changes nothing"
+    );
+    export("x", &["--quant", "q4_0", "--rounding", "feedback"]).fails(2, &["--calibrate"]);
 
     place.tiny("gpt2.gguf", Family::Gpt2, DType::F32);
     let args = [
@@ -689,6 +696,65 @@ fn export_takes_recipes_exceptions_and_importance() {
     export("x", &["--quant", "q4_0", "--calibrate", &empty])
         .fails(1, &["empty.txt", "--calibrate"]);
     assert!(!place.path("x").exists());
+}
+
+#[test]
+fn export_meets_a_size_or_a_divergence() {
+    let place = Place::new();
+    let source = place.tiny("source.gguf", Family::Llama, DType::F32);
+    let text = place.write(
+        "text.txt",
+        "the cat and the hat and the other thing ".repeat(40),
+    );
+    let export = |more: &[&str]| {
+        let args = ["export", &source, "-o", "out.gguf", "--force", "--json"];
+        place.run(&[&args[..], more].concat())
+    };
+    let calibrated = |more: &[&str]| export(&[&["--calibrate", &text], more].concat());
+    let of_type = |name: &str| {
+        export(&["--quant", name]).json()["len_bytes"]
+            .as_u64()
+            .unwrap()
+    };
+    let (smallest, middle, largest) = (of_type("q4_0"), of_type("q5_0"), of_type("f16"));
+
+    let mut last = f64::INFINITY;
+    for limit in [smallest + 2000, middle, largest + 4000] {
+        let made = calibrated(&["--target-size", &limit.to_string()]).json();
+        let divergence = made["divergence"].as_f64().unwrap();
+        assert!(made["len_bytes"].as_u64().unwrap() <= limit, "{made}");
+        assert!(
+            divergence < last,
+            "{made}: more bytes, less lost than {last}"
+        );
+        last = divergence;
+        place
+            .run(&["generate", "out.gguf", "--prompt", "a", "--max-tokens", "3"])
+            .ok();
+    }
+    let best = last;
+    let mut last = u64::MAX;
+    for limit in [1e-4, 1e-3, 1e-2] {
+        let made = calibrated(&["--max-kl", &limit.to_string()]).json();
+        assert!(made["divergence"].as_f64().unwrap() <= limit, "{made}");
+        let len_bytes = made["len_bytes"].as_u64().unwrap();
+        assert!(len_bytes <= last, "{made}: a wider limit, no larger file");
+        last = len_bytes;
+    }
+    calibrated(&["--max-kl", "0.001", "--types", "q8_0,f16"]).ok();
+    let types = place.run(&["inspect", "out.gguf", "--json"]).json();
+    for tensor in types["tensors"].as_array().unwrap() {
+        let kind = tensor["type"].as_str().unwrap();
+        assert!(["F32", "F16", "Q8_0"].contains(&kind), "{tensor}");
+    }
+
+    calibrated(&["--target-size", "5000"]).fails(1, &["--target-size", "5.00 kB", "smallest"]);
+    let strict = format!("{:e}", best / 1e6);
+    calibrated(&["--max-kl", &strict, "--types", "q4_0"]).fails(1, &["--max-kl", "the best"]);
+    export(&["--target-size", "90MB"]).fails(2, &["--calibrate"]);
+    calibrated(&["--target-size", "much"]).fails(2, &["90MB"]);
+    calibrated(&["--quant", "q4_0", "--max-kl", "0.1"]).fails(2, &["--max-kl"]);
+    calibrated(&["--quant", "q4_0", "--types", "q4_0"]).fails(2, &["--types"]);
 }
 
 #[test]

@@ -4,16 +4,13 @@
 //! Sources: Radford et al. 2019 (GPT-2), Touvron et al. 2023 (Llama), Su et al. 2021 (RoPE), Ainslie et al. 2023 (grouped heads).
 
 use super::{
-    Feed,
+    Feed, WatchInputs,
     kernels::{Activations, Kernels, Scratch},
     math::rope_row,
     session::Session,
     weights::{Layer, Linear, NormWeights, Weights},
 };
-use crate::{
-    quant::Importance,
-    spec::{Mlp, ModelSpec, Norm, Pairing, Position},
-};
+use crate::spec::{Mlp, ModelSpec, Norm, Pairing, Position};
 use fledgling_pool::{Columns, Pool};
 
 /// Rows of a matrix that a piece of work is a multiple of: the widest step of any instruction set.
@@ -40,7 +37,6 @@ impl Runner {
             scratch,
             rotations: Vec::new(),
             trace: None,
-            importance: None,
         };
         Self {
             ops,
@@ -52,36 +48,53 @@ impl Runner {
 
     /// Takes `rows` through the layers, which may be of several conversations. The rows of one come in order, without a gap.
     ///
-    /// The sessions' caches hold the tokens afterwards; it is for the caller to commit or to truncate them.
+    /// The sessions' caches hold the tokens afterwards; it is for the caller to commit or to truncate them. `watch` sees what each
+    /// matrix reads, the output matrix too.
     pub(crate) fn layers(
         &mut self,
         spec: &ModelSpec,
         weights: &Weights,
         feeds: &mut [Feed<'_>],
         rows: &[Row],
+        watch: &mut Option<&mut WatchInputs<'_>>,
     ) {
         let Self {
             ops, x, input, y, ..
         } = self;
+        let is_watched = watch.is_some();
+        let mut show = |w: &Linear, input: &Activations| {
+            if let Some(watch) = watch {
+                let names: Vec<&str> = w.parts.iter().map(|part| part.name.as_str()).collect();
+                watch(&names, &input.x, input.n_cols);
+            }
+        };
         let n_positions = rows.iter().map(|row| row.position + 1).max();
         ops.extend_rotations(&spec.position, n_positions.unwrap_or(0));
 
         ops.embed(weights, feeds, rows, x); // x [T, C]
         for (l, layer) in weights.layers.iter().enumerate() {
             ops.norm(spec, &layer.attn_norm, x, input); // input [T, C]
+            show(&layer.qkv, input);
             ops.linear(&layer.qkv, input, y); // y [T, (H + 2K) D]
             ops.norm_heads(spec, layer, y);
             ops.rotate(spec, rows, y);
             cache(spec, l, y, feeds, rows);
             ops.attend(spec, l, y, feeds, rows, input); // input [T, H D]
+            show(&layer.attn_output, input);
             ops.linear(&layer.attn_output, input, y); // y [T, C]
             ops.add(x, y, spec.n_embd); // x [T, C]
 
             ops.norm(spec, &layer.ffn_norm, x, input); // input [T, C]
+            show(&layer.ffn_up, input);
             ops.linear(&layer.ffn_up, input, y); // y [T, F], or gate and up [T, 2F]
             ops.activate(spec, y, input); // input [T, F]
+            show(&layer.ffn_down, input);
             ops.linear(&layer.ffn_down, input, y); // y [T, C]
             ops.add(x, y, spec.n_embd); // x [T, C]
+        }
+        if is_watched {
+            ops.norm(spec, &weights.output_norm, x, input); // input [T, C]
+            show(&weights.output, input);
         }
     }
 
@@ -117,16 +130,6 @@ impl Runner {
         });
     }
 
-    /// From now on adds the inputs of every matrix, until [`Self::end_gather`].
-    pub(crate) fn begin_gather(&mut self, importance: Importance) {
-        self.ops.importance = Some(importance);
-    }
-
-    /// What was gathered.
-    pub(crate) fn end_gather(&mut self) -> Importance {
-        self.ops.importance.take().unwrap_or_default()
-    }
-
     /// From now on looks where numbers stop being finite, until [`Self::end_trace`].
     pub(crate) fn begin_trace(&mut self) {
         self.ops.trace = Some(Trace::default());
@@ -159,7 +162,6 @@ struct Ops {
     /// RoPE's table for all positions so far. [n, D / 2]
     rotations: Vec<(f32, f32)>,
     trace: Option<Trace>,
-    importance: Option<Importance>,
 }
 
 /// What [`Runner::begin_trace`] looks for.
@@ -212,11 +214,6 @@ impl Ops {
 
     /// W (N, K) @ x (T, K) + b (N) -> y (T, N), for all matrices that are stacked here.
     fn linear(&mut self, w: &Linear, x: &mut Activations, y: &mut Vec<f32>) {
-        if let Some(importance) = &mut self.importance {
-            for part in &w.parts {
-                importance.add(&part.name, &x.x, x.n_cols);
-            }
-        }
         let kernels = self.kernels;
         let (n_rows, n_blocks) = (x.n_rows, x.n_cols / super::kernels::BLOCK);
         if w.reads_quantized() {

@@ -22,9 +22,10 @@ pub use session::Session;
 
 use crate::{
     gguf::Gguf,
-    quant::Importance,
+    quant::DType,
     spec::{ModelSpec, check_tensors},
 };
+use bytes::Bytes;
 use fledgling_pool::Pool;
 use forward::{Row, Runner};
 use kernels::Kernels;
@@ -221,26 +222,43 @@ impl CpuEngine {
         Ok(results)
     }
 
-    /// Feeds `tokens` and adds to `importance` the squares of what every matrix reads on the way. [T]
+    /// Feeds `tokens` and shows what every matrix reads on the way, the output matrix too: `watch(names, rows, K)` with the names of
+    /// all matrices that read the same rows. Logits are not made. [T], rows [T, K]
     ///
     /// # Errors
-    /// As [`Self::forward`]; `importance` may hold part of the tokens then.
-    pub fn gather_importance(
+    /// As [`Self::forward`], but that numbers which are not finite go unseen.
+    pub fn watch_inputs(
         &self,
         session: &mut Session,
         tokens: &[u32],
-        importance: &mut Importance,
+        watch: &mut WatchInputs<'_>,
     ) -> Result<(), EngineError> {
         let feed = Feed {
             session,
             tokens,
-            wanted_from: 0,
+            wanted_from: tokens.len(),
         };
-        let mut runner = self.runner();
-        runner.begin_gather(std::mem::take(importance));
-        let fed = self.feed_with(&mut runner, &mut [feed], &mut Vec::new(), &mut |_, _, _| ());
-        *importance = runner.end_gather();
-        fed
+        let mut each = |_: &mut Runner, _: &[Row], _: &[f32]| ();
+        self.feed_with(
+            &mut self.runner(),
+            &mut [feed],
+            &mut Vec::new(),
+            &mut each,
+            &mut Some(watch),
+        )
+    }
+
+    /// Puts another matrix of the same shape in the place of one, by its GGUF name, and returns the former one's type and bytes.
+    ///
+    /// # Errors
+    /// When there is no such matrix, or the bytes are not its shape in this type.
+    pub fn replace_matrix(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        bytes: &Bytes,
+    ) -> Result<(DType, Bytes), EngineError> {
+        self.weights.replace(name, dtype, bytes)
     }
 
     /// Feeds tokens chunk by chunk, and calls `each` with some rows and their logits; on an error the sessions are as before.
@@ -250,7 +268,7 @@ impl CpuEngine {
         logits: &mut Vec<f32>,
         each: &mut Each<'_>,
     ) -> Result<(), EngineError> {
-        self.feed_with(&mut self.runner(), feeds, logits, each)
+        self.feed_with(&mut self.runner(), feeds, logits, each, &mut None)
     }
 
     fn feed_with(
@@ -259,6 +277,7 @@ impl CpuEngine {
         feeds: &mut [Feed<'_>],
         logits: &mut Vec<f32>,
         each: &mut Each<'_>,
+        watch: &mut Option<&mut WatchInputs<'_>>,
     ) -> Result<(), EngineError> {
         for feed in &mut *feeds {
             self.check_input(feed.session, feed.tokens)?;
@@ -269,7 +288,7 @@ impl CpuEngine {
         }
         let rows = rows_of(feeds);
         for chunk in rows.chunks(CHUNK) {
-            runner.layers(&self.spec, &self.weights, feeds, chunk);
+            runner.layers(&self.spec, &self.weights, feeds, chunk, watch);
             let is_wanted = |&i: &usize| chunk[i].t >= feeds[chunk[i].feed].wanted_from;
             let wanted: Vec<usize> = (0..chunk.len()).filter(is_wanted).collect();
             for wanted in wanted.chunks(LOGITS_CHUNK) {
@@ -317,7 +336,7 @@ impl CpuEngine {
     ) -> EngineError {
         runner.begin_trace();
         for chunk in rows.chunks(LOGITS_CHUNK) {
-            runner.layers(&self.spec, &self.weights, feeds, chunk);
+            runner.layers(&self.spec, &self.weights, feeds, chunk, &mut None);
             let all: Vec<usize> = (0..chunk.len()).collect();
             runner.logits(&self.spec, &self.weights, &all, &mut Vec::new());
             commit(feeds, chunk);
@@ -334,6 +353,9 @@ impl CpuEngine {
         self.runner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// Takes the names of matrices, the rows that they read, and the width of a row.
+pub type WatchInputs<'a> = dyn FnMut(&[&str], &[f32], usize) + 'a;
 
 /// Takes some rows and their logits. [wanted], [wanted, V]
 type Each<'a> = dyn FnMut(&mut Runner, &[Row], &[f32]) + 'a;
@@ -448,6 +470,16 @@ pub enum EngineError {
         fed: usize,
         /// Positions there are.
         n_ctx: usize,
+    },
+    /// No matrix of this name takes these bytes.
+    #[error("the model has no matrix `{name}` of {len_bytes} bytes in {dtype}")]
+    NoMatrix {
+        /// The name asked for.
+        name: String,
+        /// The type of the bytes.
+        dtype: DType,
+        /// How many they are.
+        len_bytes: usize,
     },
     /// Weights are NaN or infinite, or numbers overflow.
     #[error(

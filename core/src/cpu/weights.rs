@@ -136,6 +136,44 @@ impl Weights {
             output: binder.linear(None, &[(output, None)])?,
         })
     }
+
+    /// See [`super::CpuEngine::replace_matrix`].
+    pub(crate) fn replace(
+        &mut self,
+        name: &str,
+        dtype: DType,
+        bytes: &Bytes,
+    ) -> Result<(DType, Bytes), EngineError> {
+        let layers = self.layers.iter_mut().flat_map(|layer| {
+            let linears = [
+                &mut layer.qkv,
+                &mut layer.attn_output,
+                &mut layer.ffn_up,
+                &mut layer.ffn_down,
+            ];
+            linears.into_iter().flat_map(|linear| &mut linear.parts)
+        });
+        let others = [&mut self.token_embd].into_iter();
+        let others = others.chain(&mut self.position_embd);
+        let all = layers.chain(others).chain(&mut self.output.parts);
+        let mut former = None;
+        // A tied embedding stands there twice.
+        for matrix in all.filter(|matrix| matrix.name == name) {
+            let row_bytes = dtype.row_bytes(matrix.n_cols);
+            let Some(row_bytes) = row_bytes.filter(|n| n * matrix.n_rows == bytes.len()) else {
+                former = None;
+                break;
+            };
+            former = Some((matrix.dtype, matrix.bytes.clone()));
+            (matrix.dtype, matrix.row_bytes) = (dtype, row_bytes);
+            matrix.bytes = bytes.clone();
+        }
+        former.ok_or_else(|| EngineError::NoMatrix {
+            name: name.to_owned(),
+            dtype,
+            len_bytes: bytes.len(),
+        })
+    }
 }
 
 /// Looks tensors up by role.

@@ -15,6 +15,12 @@ pub trait Block: Pod {
     fn quantize(x: &[f32]) -> Self;
     /// The values. `y` has [`Self::LEN`] elements.
     fn dequantize(&self, y: &mut [f32]);
+    /// The smallest and the largest integer.
+    const INTEGERS: (i8, i8);
+    /// What the integers stand for, element by element: `w = step * q + offset`, as [`Self::dequantize`] rounds it.
+    fn grid(&self, step: &mut [f32], offset: &mut [f32]);
+    /// Replaces the integers, which are within [`Self::INTEGERS`]; the scales stay.
+    fn set_integers(&mut self, q: &[i8]);
 }
 
 /// Reads bytes as blocks without copying.
@@ -112,6 +118,17 @@ impl Block for BlockQ8_0 {
             *y = f32::from(q) * d;
         }
     }
+
+    const INTEGERS: (i8, i8) = (-127, 127);
+
+    fn grid(&self, step: &mut [f32], offset: &mut [f32]) {
+        step.fill(half(self.d));
+        offset.fill(0.0);
+    }
+
+    fn set_integers(&mut self, q: &[i8]) {
+        self.qs.copy_from_slice(q);
+    }
 }
 
 impl Block for BlockQ4_0 {
@@ -130,6 +147,17 @@ impl Block for BlockQ4_0 {
     fn dequantize(&self, y: &mut [f32]) {
         let d = half(self.d);
         unpack(&self.qs, 0, y, |q| (q - 8.0) * d);
+    }
+
+    const INTEGERS: (i8, i8) = (-8, 7);
+
+    fn grid(&self, step: &mut [f32], offset: &mut [f32]) {
+        step.fill(half(self.d));
+        offset.fill(0.0);
+    }
+
+    fn set_integers(&mut self, q: &[i8]) {
+        self.qs = pack_nibbles(|i| (q[i] + 8) as u8);
     }
 }
 
@@ -151,6 +179,17 @@ impl Block for BlockQ4_1 {
         let (d, m) = (half(self.d), half(self.m));
         unpack(&self.qs, 0, y, |q| q * d + m);
     }
+
+    const INTEGERS: (i8, i8) = (0, 15);
+
+    fn grid(&self, step: &mut [f32], offset: &mut [f32]) {
+        step.fill(half(self.d));
+        offset.fill(half(self.m));
+    }
+
+    fn set_integers(&mut self, q: &[i8]) {
+        self.qs = pack_nibbles(|i| q[i] as u8);
+    }
 }
 
 impl Block for BlockQ5_0 {
@@ -166,6 +205,17 @@ impl Block for BlockQ5_0 {
     fn dequantize(&self, y: &mut [f32]) {
         let d = half(self.d);
         unpack(&self.qs, u32::from_le_bytes(self.qh), y, |q| (q - 16.0) * d);
+    }
+
+    const INTEGERS: (i8, i8) = (-16, 15);
+
+    fn grid(&self, step: &mut [f32], offset: &mut [f32]) {
+        step.fill(half(self.d));
+        offset.fill(0.0);
+    }
+
+    fn set_integers(&mut self, q: &[i8]) {
+        *self = Self::pack(f16::from_le_bytes(self.d), |i| (q[i] + 16) as u8);
     }
 }
 
@@ -195,6 +245,18 @@ impl Block for BlockQ5_1 {
     fn dequantize(&self, y: &mut [f32]) {
         let (d, m) = (half(self.d), half(self.m));
         unpack(&self.qs, u32::from_le_bytes(self.qh), y, |q| q * d + m);
+    }
+
+    const INTEGERS: (i8, i8) = (0, 31);
+
+    fn grid(&self, step: &mut [f32], offset: &mut [f32]) {
+        step.fill(half(self.d));
+        offset.fill(half(self.m));
+    }
+
+    fn set_integers(&mut self, q: &[i8]) {
+        let (d, m) = (f16::from_le_bytes(self.d), f16::from_le_bytes(self.m));
+        *self = Self::pack(d, m, |i| q[i] as u8);
     }
 }
 

@@ -7,7 +7,7 @@ use super::DType;
 use crate::gguf::{Gguf, GgufError, Layout, Metadata, StringArray, TensorDecl};
 use std::collections::BTreeMap;
 
-/// Sums of squared inputs by tensor name. Gathered by [`crate::cpu::CpuEngine::gather_importance`].
+/// Sums of squared inputs by tensor name. Gathered by [`crate::cpu::CpuEngine::watch_inputs`].
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Importance {
     tensors: BTreeMap<String, Sums>,
@@ -45,26 +45,33 @@ pub enum ImportanceError {
 }
 
 impl Importance {
-    /// Adds rows of inputs of a matrix. [T, K]
+    /// Adds rows of inputs that some matrices read. [T, K]
     ///
     /// # Panics
-    /// When `n_cols` is another number than before for this tensor.
-    pub fn add(&mut self, name: &str, rows: &[f32], n_cols: usize) {
-        if !self.tensors.contains_key(name) {
-            self.tensors.insert(name.to_owned(), Sums::default());
+    /// When `n_cols` is another number than before for one of them.
+    pub fn add(&mut self, names: &[&str], rows: &[f32], n_cols: usize) {
+        let Some((&first, others)) = names.split_first() else {
+            return;
+        };
+        if !self.tensors.contains_key(first) {
+            self.tensors.insert(first.to_owned(), Sums::default());
         }
-        let sums = self.tensors.get_mut(name).expect("it was inserted");
+        let sums = self.tensors.get_mut(first).expect("it was inserted");
         sums.squares.resize(sums.squares.len().max(n_cols), 0.0);
         assert_eq!(
             sums.squares.len(),
             n_cols,
-            "{name}: the width of the matrix"
+            "{first}: the width of the matrix"
         );
         for row in rows.chunks_exact(n_cols) {
             for (sum, x) in sums.squares.iter_mut().zip(row) {
                 *sum += f64::from(*x) * f64::from(*x);
             }
             sums.n_rows += 1;
+        }
+        let sums = sums.clone();
+        for &name in others {
+            self.tensors.insert(name.to_owned(), sums.clone());
         }
     }
 
@@ -175,9 +182,9 @@ mod tests {
 
     fn gathered() -> Importance {
         let mut importance = Importance::default();
-        importance.add("b.weight", &[1.0, 2.0, 3.0, -4.0], 2);
-        importance.add("b.weight", &[0.0, 0.5], 2);
-        importance.add("a.weight", &[3.0, 0.0, 1.0], 3);
+        importance.add(&["b.weight"], &[1.0, 2.0, 3.0, -4.0], 2);
+        importance.add(&["b.weight"], &[0.0, 0.5], 2);
+        importance.add(&["a.weight"], &[3.0, 0.0, 1.0], 3);
         importance
     }
 

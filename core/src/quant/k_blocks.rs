@@ -126,14 +126,34 @@ impl BlockQ4K {
     }
 }
 
+fn fifth_bits(q: &[u8; SUPER_LEN]) -> [u8; SUPER_LEN / 8] {
+    let fifth = |i: usize, s: usize| (q[s * 32 + i] >> 4 & 1) << s;
+    std::array::from_fn(|i| (0..8).map(|s| fifth(i, s)).sum())
+}
+
+fn affine_grid(
+    d: [u8; 2],
+    dmin: [u8; 2],
+    scales: &[u8; SCALES_LEN],
+    step: &mut [f32],
+    offset: &mut [f32],
+) {
+    let (d, dmin) = (half(d), half(dmin));
+    let blocks = step.chunks_exact_mut(32).zip(offset.chunks_exact_mut(32));
+    for (s, (step, offset)) in blocks.enumerate() {
+        let (sc, m) = scale_and_min(scales, s);
+        step.fill(d * f32::from(sc));
+        offset.fill(-(dmin * f32::from(m)));
+    }
+}
+
 impl BlockQ5K {
     pub(super) fn pack(parts: &Affine) -> Self {
-        let fifth = |i: usize, s: usize| (parts.q[s * 32 + i] >> 4 & 1) << s;
         Self {
             d: parts.d.to_le_bytes(),
             dmin: parts.dmin.to_le_bytes(),
             scales: pack_scales(parts.scales, parts.mins),
-            qh: std::array::from_fn(|i| (0..8).map(|s| fifth(i, s)).sum()),
+            qh: fifth_bits(&parts.q),
             qs: nibbles(&parts.q),
         }
     }
@@ -174,6 +194,16 @@ impl Block for BlockQ4K {
             }
         }
     }
+
+    const INTEGERS: (i8, i8) = (0, 15);
+
+    fn grid(&self, step: &mut [f32], offset: &mut [f32]) {
+        affine_grid(self.d, self.dmin, &self.scales, step, offset);
+    }
+
+    fn set_integers(&mut self, q: &[i8]) {
+        self.qs = nibbles(&std::array::from_fn(|i| q[i] as u8));
+    }
 }
 
 impl Block for BlockQ5K {
@@ -193,6 +223,17 @@ impl Block for BlockQ5K {
                 *y = d * f32::from(q) - m;
             }
         }
+    }
+
+    const INTEGERS: (i8, i8) = (0, 31);
+
+    fn grid(&self, step: &mut [f32], offset: &mut [f32]) {
+        affine_grid(self.d, self.dmin, &self.scales, step, offset);
+    }
+
+    fn set_integers(&mut self, q: &[i8]) {
+        let q = std::array::from_fn(|i| q[i] as u8);
+        (self.qh, self.qs) = (fifth_bits(&q), nibbles(&q));
     }
 }
 
@@ -214,5 +255,23 @@ impl Block for BlockQ6K {
                 *y = d * sc * (f32::from(q) - 32.0);
             }
         }
+    }
+
+    const INTEGERS: (i8, i8) = (-32, 31);
+
+    fn grid(&self, step: &mut [f32], offset: &mut [f32]) {
+        let d = half(self.d);
+        for (step, scale) in step.chunks_exact_mut(16).zip(self.scales) {
+            step.fill(d * f32::from(scale));
+        }
+        offset.fill(0.0);
+    }
+
+    fn set_integers(&mut self, q: &[i8]) {
+        *self = Self::pack(&Symmetric {
+            d: f16::from_le_bytes(self.d),
+            scales: self.scales,
+            q: std::array::from_fn(|i| q[i]),
+        });
     }
 }

@@ -4,16 +4,17 @@
 //! for the K types. Values are read exactly as ggml reads them. They are written in one of two ways ([`Method`]).
 
 mod blocks;
+mod grid;
 mod importance;
 mod k_blocks;
 mod k_search;
 pub mod recipe;
 mod search;
-pub mod select;
 #[cfg(test)]
 mod tests;
 
 pub use blocks::{BLOCK_LEN, Block, BlockQ4_0, BlockQ4_1, BlockQ5_0, BlockQ5_1, BlockQ8_0, blocks};
+pub use grid::Grid;
 pub use importance::{Importance, ImportanceError};
 pub use recipe::{Planned, Recipe, RecipeError};
 

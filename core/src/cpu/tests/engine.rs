@@ -144,9 +144,8 @@ fn importance_is_of_what_matrices_read() {
             let mut importance = Importance::default();
             let mut session = engine.session(64).unwrap();
             for piece in pieces {
-                engine
-                    .gather_importance(&mut session, piece, &mut importance)
-                    .unwrap();
+                let mut add = |names: &[&str], rows: &[f32], n| importance.add(names, rows, n);
+                engine.watch_inputs(&mut session, piece, &mut add).unwrap();
             }
             importance
         };
@@ -181,14 +180,55 @@ fn importance_has_the_size_of_the_norm() {
     let engine = engine(Family::Llama, DType::F32);
     let mut importance = Importance::default();
     let mut session = engine.session(64).unwrap();
+    let mut add = |names: &[&str], rows: &[f32], n| importance.add(names, rows, n);
     engine
-        .gather_importance(&mut session, &ids(32), &mut importance)
+        .watch_inputs(&mut session, &ids(32), &mut add)
         .unwrap();
     let gguf = Gguf::parse(tiny_model(Family::Llama, DType::F32, 1).into()).unwrap();
     let weight = gguf.tensor_f32("blk.0.attn_norm.weight").unwrap();
     let means = importance.means("blk.0.attn_q.weight").unwrap();
     let ratio: f32 = means.iter().zip(&weight).map(|(m, w)| m / (w * w)).sum();
     assert!((ratio / 64.0 - 1.0).abs() < 1e-3, "{ratio}");
+}
+
+#[test]
+fn a_matrix_can_be_exchanged() {
+    let tokens = ids(20);
+    for family in FAMILIES {
+        let logits = |engine: &CpuEngine| {
+            let logits = engine.forward(&mut engine.session(32).unwrap(), &tokens);
+            bits(&logits.unwrap())
+        };
+        let file = |dtype| Gguf::parse(tiny_model(family, dtype, 1).into()).unwrap();
+        let (exact, rounded) = (file(DType::F32), file(DType::Q8_0));
+        let mut engine = engine(family, DType::F32);
+        let before = logits(&engine);
+        let matrices = exact.header().tensors.iter().filter(|info| {
+            let in_rounded = rounded.tensor(&info.name).unwrap().0;
+            in_rounded.dtype == DType::Q8_0
+        });
+        let mut former = Vec::new();
+        for info in matrices {
+            let bytes = rounded.tensor(&info.name).unwrap().1;
+            former.push((
+                &info.name,
+                engine.replace_matrix(&info.name, DType::Q8_0, &bytes),
+            ));
+        }
+        let all_rounded = CpuEngine::new(&rounded, &CpuOptions::default()).unwrap();
+        assert_eq!(logits(&engine), logits(&all_rounded), "{family:?}");
+        for (name, former) in former {
+            let (dtype, bytes) = former.unwrap();
+            engine.replace_matrix(name, dtype, &bytes).unwrap();
+        }
+        assert_eq!(logits(&engine), before, "{family:?}");
+        let bytes = bytes::Bytes::from_static(&[0; 4]);
+        for name in ["blk.0.attn_output.weight", "no.such"] {
+            let error = engine.replace_matrix(name, DType::F32, &bytes);
+            assert!(error.unwrap_err().to_string().contains(name));
+        }
+        assert_eq!(logits(&engine), before, "{family:?}");
+    }
 }
 
 #[test]

@@ -5,32 +5,35 @@
 //! logits (the token embedding where it is tied) keeps more bits, because every token depends on it
 //! ([`fledgling_core::quant::recipe`]).
 
+mod rounding;
+mod target;
+
 use crate::{
     adapter::Adapter,
-    files::{self, human_bytes, refuse_existing},
+    files::{human_bytes, refuse_existing},
     gguf_file, hf_folder,
-    model::{self, EngineArgs, Model},
-    output::{UsageError, note, print, print_json, step_bar},
+    model::{self, Model},
+    output::{UsageError, note, print, print_json},
     run, verify,
 };
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use fledgling_core::{
-    gguf::{Gguf, Header, Metadata, TensorDecl, TensorInfo},
-    quant::{DType, Importance, Method, quantize_row, recipe, recipe::Recipe},
+    gguf::{Header, Metadata, TensorDecl, TensorInfo},
+    quant::{DType, recipe, recipe::Recipe},
     spec::ModelSpec,
 };
-use rayon::prelude::*;
+pub(crate) use rounding::check_values;
+use rounding::{Rounder, Rounding};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
 };
+use target::{Target, parse_divergence, parse_size, parse_type};
 
 /// The key of the type that a model was trained for.
 pub const QAT_KEY: &str = "fledgling.qat";
-/// Tokens of a text that go through the model together while importance is gathered.
-const WINDOW: usize = 512;
 
 /// Write a model as one GGUF file, or as a folder for transformers
 #[derive(Debug, clap::Args)]
@@ -43,6 +46,7 @@ const WINDOW: usize = 512;
     fledgling export gpt2 --adapter peft-folder --quant q8_0 -o merged.gguf\n  \
     fledgling export runs/mine --format safetensors -o mine-hf\n\n\
     fledgling export runs/mine --quant q4_k_m --calibrate mine.txt -o mine.gguf\n  \
+    fledgling export runs/mine --target-size 90MB --calibrate mine.txt -o mine.gguf\n  \
     fledgling export gpt2 --quant q4_0 --tensor 'blk.*.ffn_down.weight=q8_0' -o gpt2.gguf\n\n\
     A run's LoRA is merged. The output matrix (or the tied embedding) keeps more bits than --quant says: q8_0 in q4_0 and q4_1, q6_k in the others. Vectors stay f32. \
     A browser's WebGPU runs q8_0, q4_1, q4_0 and f16; files of other types run on its CPU."
@@ -57,13 +61,25 @@ pub struct Args {
     /// Another type for the tensors whose GGUF names match: blk.*.ffn_down.weight=q6_k. May be repeated; the first that matches wins
     #[arg(long, value_name = "PATTERN=TYPE")]
     tensor: Vec<String>,
+    /// In the place of --quant: the types that lose the least in a file of this size, 90MB (with --calibrate)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with_all = ["quant", "tensor"])]
+    target_size: Option<u64>,
+    /// In the place of --quant: the smallest file whose divergence from the model is at most this, 0.02 (with --calibrate)
+    #[arg(long, value_name = "NATS", value_parser = parse_divergence, conflicts_with_all = ["quant", "tensor", "target_size"])]
+    max_kl: Option<f64>,
+    /// The types that these two may choose from (default: all; a browser's WebGPU runs q8_0,q4_1,q4_0,f16)
+    #[arg(long, value_name = "TYPE,…", value_delimiter = ',', value_parser = parse_type)]
+    types: Vec<DType>,
     /// A text such as the model is meant for: what its activations are on it decides which weights may lose the most
     #[arg(long, value_name = "FILE", conflicts_with = "imatrix")]
     calibrate: Option<PathBuf>,
     /// Tokens of that text to take, from its beginning
     #[arg(long, value_name = "N", default_value_t = 16384, requires = "calibrate", value_parser = crate::generate::positive)]
     calibrate_tokens: usize,
-    /// The same from an importance matrix that --write-imatrix or llama-imatrix made
+    /// How values become integers (default: feedback with --calibrate, nearest for the type that the model was trained for, else search)
+    #[arg(long, value_enum)]
+    rounding: Option<Rounding>,
+    /// The weights of columns from an importance matrix that --write-imatrix or llama-imatrix made
     #[arg(long, value_name = "FILE")]
     imatrix: Option<PathBuf>,
     /// Keep what --calibrate found, in llama.cpp's form
@@ -150,11 +166,19 @@ impl Quant {
 /// # Errors
 /// When the model does not load, the disk is too small, or the file is there and `--force` is not given.
 pub fn run(args: &Args) -> Result<()> {
-    match (args.format, &args.quant) {
-        (Format::Safetensors, _) => write_folder(args),
-        (Format::Gguf, Some(quant)) => write_gguf(args, quant),
-        (Format::Gguf, None) => Err(UsageError(format!(
-            "a GGUF file needs an element type: give --quant q8_0 (or one of {})",
+    let target = args.target_size.map(Target::Size);
+    let target = target.or(args.max_kl.map(Target::Divergence));
+    if !args.types.is_empty() && target.is_none() {
+        return Err(UsageError("--types is for --target-size and --max-kl".to_owned()).into());
+    }
+    match (args.format, &args.quant, target) {
+        (Format::Safetensors, _, _) => write_folder(args),
+        (Format::Gguf, Some(recipe), _) => write_gguf(args, recipe, None),
+        (Format::Gguf, None, Some(target)) => {
+            write_gguf(args, &Recipe::uniform(DType::F16), Some(target))
+        }
+        (Format::Gguf, None, None) => Err(UsageError(format!(
+            "a GGUF file needs an element type: give --quant q8_0 (or one of {}), --target-size or --max-kl",
             recipe::names().join(", ")
         ))
         .into()),
@@ -199,12 +223,13 @@ fn write_folder(args: &Args) -> Result<()> {
     print(&format!("{}\n", args.output.display()))
 }
 
-fn write_gguf(args: &Args, recipe: &Recipe) -> Result<()> {
+/// Writes what a recipe says, or with a target what meets it.
+fn write_gguf(args: &Args, recipe: &Recipe, target: Option<Target>) -> Result<()> {
     refuse_existing(&args.output, args.force)?;
     if args.manifest {
         refuse_existing(&verify::manifest_of(&args.output), args.force)?;
     }
-    let recipe = args
+    let mut recipe = args
         .tensor
         .iter()
         .try_fold(recipe.clone(), |recipe, text| {
@@ -212,124 +237,51 @@ fn write_gguf(args: &Args, recipe: &Recipe) -> Result<()> {
         })
         .map_err(|error| UsageError(format!("--tensor: {error}")))?;
     let model = open(args)?;
-    let (plan, fallbacks) = plan(&model, &recipe)?;
+    let (mut tensors, mut fallbacks) = plan(&model, &recipe)?;
+    let is_trained_for = target.is_none() && trained_for(&model) == Some(&recipe.name());
+    let mut rounder = Rounder::new(args, &model, &tensors, is_trained_for)?;
+    let mut chosen = HashMap::new();
+    let mut divergence = None;
+    if let Some(target) = target {
+        let found = target::choose(args, target, &model, &mut rounder)?;
+        (recipe, chosen) = (found.recipe, found.bytes);
+        divergence = Some(found.divergence);
+        (tensors, fallbacks) = plan(&model, &recipe)?;
+    }
     note_training(&model, &recipe);
-    let importance = importance(args, &model)?;
-    let how = How {
-        // What a model was trained for is rounded as its training rounded it.
-        method: if trained_for(&model) == Some(&recipe.name()) {
-            Method::Nearest
-        } else {
-            Method::Search
-        },
-        importance: &importance,
-    };
     gguf_file::write(
         &args.output,
         args.force,
         metadata(&model, &recipe),
-        &plan,
-        |tensor| requantize(&model, tensor, &how),
+        &tensors,
+        |tensor| match chosen.remove(&tensor.name) {
+            Some(bytes) => Ok(bytes.to_vec()),
+            None => rounder.bytes_of(tensor),
+        },
     )?;
     let len_bytes = std::fs::metadata(&args.output)?.len();
     if args.manifest {
         verify::write_manifest(&args.output)?;
     }
-    let types = summarize(&plan);
+    let types = summarize(&tensors);
     if let Some(text) = describe_fallbacks(&fallbacks) {
         note(text);
     }
+    let measured = divergence.map(|nats| format!(", divergence {nats:.4}"));
     note(format!(
-        "{}: {types}, {}",
+        "{}: {types}, {}{}",
         args.output.display(),
-        human_bytes(len_bytes)
+        human_bytes(len_bytes),
+        measured.unwrap_or_default()
     ));
     if args.json {
-        return print_json(
-            &json!({"path": args.output, "quant": recipe.name().to_uppercase(), "types": types, "len_bytes": len_bytes}),
-        );
+        let mut answer = json!({"path": args.output, "quant": recipe.name().to_uppercase(), "types": types, "len_bytes": len_bytes});
+        if let Some(nats) = divergence {
+            answer["divergence"] = json!(nats);
+        }
+        return print_json(&answer);
     }
     print(&format!("{}\n", args.output.display()))
-}
-
-/// How values are quantised.
-struct How<'a> {
-    method: Method,
-    importance: &'a Importance,
-}
-
-/// The importance of columns, from a text or a file; nothing where neither is given.
-fn importance(args: &Args, model: &Model) -> Result<Importance> {
-    if let Some(path) = &args.imatrix {
-        let bytes = std::fs::read(path)
-            .with_context(|| format!("cannot read the importance matrix {}", path.display()))?;
-        let file = Gguf::parse(bytes.into()).with_context(|| path.display().to_string())?;
-        let importance =
-            Importance::from_gguf(&file).with_context(|| path.display().to_string())?;
-        return check_importance(importance, model, path);
-    }
-    let Some(path) = &args.calibrate else {
-        return Ok(Importance::default());
-    };
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("cannot read {} (it must be UTF-8)", path.display()))?;
-    let tokenizer = &model.info.tokenizer;
-    let mut ids = tokenizer.encode(&text, tokenizer.adds_bos(), false);
-    ids.truncate(args.calibrate_tokens);
-    ensure!(
-        !ids.is_empty(),
-        "{} is empty: --calibrate needs a text such as the model is meant for",
-        path.display()
-    );
-    let window = WINDOW.min(model.info.spec.n_ctx);
-    if ids.len() < 4 * window {
-        note(format!(
-            "{}: {} tokens are few to judge importance by; some thousand are better",
-            path.display(),
-            ids.len()
-        ));
-    }
-    let engine = EngineArgs::default().load(model)?;
-    let bar = step_bar("calibration", ids.len().div_ceil(window) as u64);
-    let mut importance = Importance::default();
-    for ids in ids.chunks(window) {
-        let mut session = engine.session(ids.len())?;
-        engine.gather_importance(&mut session, ids, &mut importance)?;
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    let bytes = importance.to_gguf(&[&path.to_string_lossy()], window as u32)?;
-    if let Some(out) = &args.write_imatrix {
-        refuse_existing(out, args.force)?;
-        files::write_whole(out, &bytes)?;
-    }
-    // As the file has it, in f32: both give the same bytes.
-    Ok(Importance::from_gguf(&Gguf::parse(bytes.into())?)?)
-}
-
-/// Refuses the importance matrix of another model.
-fn check_importance(importance: Importance, model: &Model, path: &Path) -> Result<Importance> {
-    let mut n_found = 0;
-    for info in &model.gguf.header().tensors {
-        let Some(means) = importance.means(&info.name) else {
-            continue;
-        };
-        n_found += 1;
-        ensure!(
-            means.len() as u64 == info.shape[0],
-            "{}: `{}` has {} columns there and {} in the model: it was made for another model",
-            path.display(),
-            info.name,
-            means.len(),
-            info.shape[0]
-        );
-    }
-    ensure!(
-        n_found > 0,
-        "{}: none of its tensors is in the model: it was made for another one",
-        path.display()
-    );
-    Ok(importance)
 }
 
 /// The model, with the LoRA that was asked for merged.
@@ -442,59 +394,6 @@ fn describe_fallbacks(fallbacks: &[Fallback]) -> Option<String> {
             kinds.join(", ")
         )
     })
-}
-
-fn requantize(model: &Model, tensor: &TensorDecl, how: &How) -> Result<Vec<u8>> {
-    /// Values that one task takes.
-    const TASK: usize = 1 << 16;
-    let (info, bytes) = model.gguf.tensor(&tensor.name)?;
-    if info.dtype == tensor.dtype {
-        return Ok(bytes.to_vec());
-    }
-    let values = model.gguf.tensor_f32(&tensor.name)?;
-    check_values(&tensor.name, &values, tensor.dtype)?;
-    let n_cols = tensor.shape.last().copied().unwrap_or(1);
-    let importance = how.importance.means(&tensor.name);
-    let rows = (TASK / n_cols).max(1);
-    let parts: Vec<Vec<u8>> = values
-        .par_chunks(rows * n_cols)
-        .map(|values| {
-            let mut out = Vec::new();
-            for row in values.chunks_exact(n_cols) {
-                quantize_row(
-                    tensor.dtype,
-                    row,
-                    importance.as_deref(),
-                    how.method,
-                    &mut out,
-                );
-            }
-            out
-        })
-        .collect();
-    Ok(parts.concat())
-}
-
-/// Refuses values that the type cannot hold: they would become infinite without a word.
-pub(crate) fn check_values(name: &str, values: &[f32], dtype: DType) -> Result<()> {
-    const F16_MAX: f32 = 65504.0;
-    let limit = match dtype {
-        DType::F32 | DType::BF16 => f32::MAX,
-        DType::Q8_0 => F16_MAX * 127.0,
-        DType::Q4_0 => F16_MAX * 8.0,
-        DType::Q5_0 => F16_MAX * 16.0,
-        _ => F16_MAX,
-    };
-    match values
-        .iter()
-        .find(|value| !value.is_finite() || value.abs() > limit)
-    {
-        Some(value) => bail!(
-            "tensor `{name}` holds {value}, which {} cannot hold: export in f32 or bf16, or train again if it is not a number",
-            dtype.name()
-        ),
-        None => Ok(()),
-    }
 }
 
 /// The source's keys, with what changed and where the file comes from.

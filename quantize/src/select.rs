@@ -4,7 +4,7 @@
 //! the choices on the lower convex hull of (bytes, damage) can be best under some exchange rate between the two, so a
 //! greedy walk along the hulls, the steepest step first, is optimal up to the last step; what is then left over is filled.
 
-use super::DType;
+use fledgling_core::quant::DType;
 
 /// A type that a tensor may get.
 #[derive(Debug, Clone, Copy, PartialEq)]
