@@ -126,22 +126,20 @@ impl Frozen {
             (self.n_in, self.n_out)
         };
         let size = [x.len() / n_in, n_out, n_in];
-        let x = Strided::rows(x, n_in);
-        if is_transposed {
-            product(size, &x, &self.columns_of_b(), None)
-        } else {
-            product(size, &x, &self.rows_of_b(), None)
+        product(
+            size,
+            &Strided::rows(x, n_in),
+            &self.as_b(is_transposed),
+            None,
+        )
+    }
+
+    /// The matrix as B of a product: of `x Wᵀ`, or of `x W` when `is_transposed`.
+    pub fn as_b(&self, is_transposed: bool) -> AsB<'_> {
+        AsB {
+            matrix: self,
+            is_transposed,
         }
-    }
-
-    /// The matrix as B of a product whose columns are its rows: `x Wᵀ`.
-    pub fn rows_of_b(&self) -> Rows<'_> {
-        Rows(self)
-    }
-
-    /// The matrix as B of a product: `x W`.
-    pub fn columns_of_b(&self) -> Columns<'_> {
-        Columns(self)
     }
 
     /// Calls `f` with the values of some columns of some rows, and their number from one row to the next.
@@ -173,41 +171,36 @@ thread_local! {
     static VALUES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// See [`Frozen::rows_of_b`].
-#[derive(Debug)]
-pub struct Rows<'a>(&'a Frozen);
+/// See [`Frozen::as_b`].
+#[derive(Debug, Clone, Copy)]
+pub struct AsB<'a> {
+    matrix: &'a Frozen,
+    is_transposed: bool,
+}
 
-impl Operand for Rows<'_> {
-    fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
-        let (n, len) = (lanes.len(), depth.len());
-        self.0.dequantized(lanes, depth, |values, stride| {
-            Strided::rows(values, stride).pack(0..n, 0..len, width, panel);
-        });
-    }
-
-    fn pack_pairs(
-        &self,
-        lanes: Range<usize>,
-        depth: Range<usize>,
-        width: usize,
-        panel: &mut [Pair],
-    ) {
-        let (n, len) = (lanes.len(), depth.len());
-        self.0.dequantized(lanes, depth, |values, stride| {
-            Strided::rows(values, stride).pack_pairs(0..n, 0..len, width, panel);
-        });
+impl AsB<'_> {
+    /// Calls `f` with the values of `lanes` at `depth`, dequantised.
+    #[inline(always)]
+    #[expect(
+        clippy::inline_always,
+        reason = "a panel is filled by another loop for each direction"
+    )]
+    fn dequantized(&self, lanes: Range<usize>, depth: Range<usize>, f: impl FnOnce(Strided)) {
+        if self.is_transposed {
+            let turned = |values: &[f32], stride| f(Strided::columns(values, stride));
+            self.matrix.dequantized(depth, lanes, turned);
+        } else {
+            let plain = |values: &[f32], stride| f(Strided::rows(values, stride));
+            self.matrix.dequantized(lanes, depth, plain);
+        }
     }
 }
 
-/// See [`Frozen::columns_of_b`].
-#[derive(Debug)]
-pub struct Columns<'a>(&'a Frozen);
-
-impl Operand for Columns<'_> {
+impl Operand for AsB<'_> {
     fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
         let (n, len) = (lanes.len(), depth.len());
-        self.0.dequantized(depth, lanes, |values, stride| {
-            Strided::columns(values, stride).pack(0..n, 0..len, width, panel);
+        self.dequantized(lanes, depth, |values| {
+            values.pack(0..n, 0..len, width, panel);
         });
     }
 
@@ -219,8 +212,8 @@ impl Operand for Columns<'_> {
         panel: &mut [Pair],
     ) {
         let (n, len) = (lanes.len(), depth.len());
-        self.0.dequantized(depth, lanes, |values, stride| {
-            Strided::columns(values, stride).pack_pairs(0..n, 0..len, width, panel);
+        self.dequantized(lanes, depth, |values| {
+            values.pack_pairs(0..n, 0..len, width, panel);
         });
     }
 }

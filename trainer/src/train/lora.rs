@@ -3,13 +3,17 @@
 //!
 //! Legend: x [N, in], W [out, in], A [rank, in], B [out, rank], b [out].
 
-use super::{dropout::Draw, frozen::Frozen, kernels::scale};
+use super::{
+    dropout::Draw,
+    frozen::{AsB, Frozen},
+    kernels::scale,
+};
 use fledgling_kernels::{
     Operand, Strided,
-    gemm::{Behind, product},
+    gemm::{Behind, Pair, product},
     narrow,
 };
-use std::borrow::Cow;
+use std::{borrow::Cow, ops::Range};
 
 /// What the product is made of beside its tensors, which are x, A, B, then W where it is not frozen in blocks, then b
 /// where there is one.
@@ -70,30 +74,19 @@ impl LoraProduct {
     /// `y`. -> [N, out]
     pub fn forward(&self, of: &Tensors<&[f32]>) -> Vec<f32> {
         let ([n_out, n_in], rank) = (self.shape(of), self.rank);
-        let size = [of.x.len() / n_in, n_out, n_in];
-        let x = Strided::rows(of.x, n_in);
+        let n = of.x.len() / n_in;
+        let (x, w) = (Strided::rows(of.x, n_in), self.matrix(of, false));
         if self.is_merged {
-            return self.with_matrix(
-                of,
-                false,
-                &Plain {
-                    size,
-                    x,
-                    row: of.bias,
-                },
-            );
+            return product([n, n_out, n_in], &x, &w, of.bias);
         }
         let low = self.low(of, &self.dropped(of.x));
         let (low, b) = (Strided::rows(&low, rank), Strided::rows(of.b, rank));
-        let [n, n_out, n_in] = size;
-        let plus = Plus {
-            size: [n, n_out, n_in + rank],
-            x: Behind::new(&x, n_in, &low),
-            depth: n_in,
-            more: b,
-            row: of.bias,
-        };
-        self.with_matrix(of, false, &plus)
+        product(
+            [n, n_out, n_in + rank],
+            &Behind::new(&x, n_in, &low),
+            &Behind::new(&w, n_in, &b),
+            of.bias,
+        )
     }
 
     /// Gradients of x, A and B, where they are wanted.
@@ -113,45 +106,23 @@ impl LoraProduct {
         }); // [N, rank]
         let d_low = d_low.as_deref().unwrap_or_default();
         let dx = wanted[0].then(|| {
-            let size = [n, n_in, n_out];
-            let rows = Strided::rows(dy, n_out);
-            match self.draw {
-                None if !self.is_merged => {
-                    let (low, a) = (Strided::rows(d_low, rank), Strided::columns(of.a, n_in));
-                    let plus = Plus {
-                        size: [n, n_in, n_out + rank],
-                        x: Behind::new(&rows, n_out, &low),
-                        depth: n_out,
-                        more: a,
-                        row: None,
-                    };
-                    self.with_matrix(of, true, &plus)
-                }
-                Some(draw) if !self.is_merged => {
-                    let mut dx = self.with_matrix(
-                        of,
-                        true,
-                        &Plain {
-                            size,
-                            x: rows,
-                            row: None,
-                        },
-                    );
-                    for (dx, more) in dx.iter_mut().zip(draw.dx(of.a, d_low)) {
-                        *dx += more;
-                    }
-                    dx
-                }
-                _ => self.with_matrix(
-                    of,
-                    true,
-                    &Plain {
-                        size,
-                        x: rows,
-                        row: None,
-                    },
-                ),
+            let (dy, w) = (Strided::rows(dy, n_out), self.matrix(of, true));
+            if self.draw.is_none() && !self.is_merged {
+                let (low, a) = (Strided::rows(d_low, rank), Strided::columns(of.a, n_in));
+                return product(
+                    [n, n_in, n_out + rank],
+                    &Behind::new(&dy, n_out, &low),
+                    &Behind::new(&w, n_out, &a),
+                    None,
+                );
             }
+            let mut dx = product([n, n_in, n_out], &dy, &w, None);
+            if let Some(draw) = self.draw.filter(|_| !self.is_merged) {
+                for (dx, more) in dx.iter_mut().zip(draw.dx(of.a, d_low)) {
+                    *dx += more;
+                }
+            }
+            dx
         });
         let da = wanted[1].then(|| columns_times(d_low, &dropped, n));
         let db = wanted[2].then(|| {
@@ -175,51 +146,45 @@ impl LoraProduct {
         low
     }
 
-    /// A product with W as B, or with Wᵀ where it is wanted `turned`.
-    fn with_matrix(&self, of: &Tensors<&[f32]>, turned: bool, by: &impl ByMatrix) -> Vec<f32> {
+    /// W as B of a product `x Wᵀ`, or of `x W` when `is_transposed`.
+    fn matrix<'a>(&'a self, of: &Tensors<&'a [f32]>, is_transposed: bool) -> Matrix<'a> {
         let n_in = of.a.len() / self.rank;
         match (&self.matrix, of.weight) {
-            (Some(matrix), _) if turned => by.times(&matrix.columns_of_b()),
-            (Some(matrix), _) => by.times(&matrix.rows_of_b()),
-            (None, Some(weight)) if turned => by.times(&Strided::columns(weight, n_in)),
-            (None, Some(weight)) => by.times(&Strided::rows(weight, n_in)),
+            (Some(matrix), _) => Matrix::Blocks(matrix.as_b(is_transposed)),
+            (None, Some(weight)) if is_transposed => {
+                Matrix::Dense(Strided::columns(weight, n_in))
+            }
+            (None, Some(weight)) => Matrix::Dense(Strided::rows(weight, n_in)),
             (None, None) => unreachable!("a matrix is in blocks or dense"),
         }
     }
 }
 
-/// What is multiplied with a matrix of any kind.
-trait ByMatrix {
-    fn times(&self, matrix: &impl Operand) -> Vec<f32>;
+/// A matrix of the base as a side of a product, however it is held.
+enum Matrix<'a> {
+    Blocks(AsB<'a>),
+    Dense(Strided<'a>),
 }
 
-/// `x · matrix`, plus a row.
-struct Plain<'a> {
-    size: [usize; 3],
-    x: Strided<'a>,
-    row: Option<&'a [f32]>,
-}
-
-/// `x · [matrix; more]`, plus a row.
-struct Plus<'a> {
-    size: [usize; 3],
-    x: Behind<'a, Strided<'a>, Strided<'a>>,
-    /// Rows of the matrix.
-    depth: usize,
-    more: Strided<'a>,
-    row: Option<&'a [f32]>,
-}
-
-impl ByMatrix for Plain<'_> {
-    fn times(&self, matrix: &impl Operand) -> Vec<f32> {
-        product(self.size, &self.x, matrix, self.row)
+impl Operand for Matrix<'_> {
+    fn pack(&self, lanes: Range<usize>, depth: Range<usize>, width: usize, panel: &mut [f32]) {
+        match self {
+            Self::Blocks(blocks) => blocks.pack(lanes, depth, width, panel),
+            Self::Dense(dense) => dense.pack(lanes, depth, width, panel),
+        }
     }
-}
 
-impl ByMatrix for Plus<'_> {
-    fn times(&self, matrix: &impl Operand) -> Vec<f32> {
-        let matrix = Behind::new(matrix, self.depth, &self.more);
-        product(self.size, &self.x, &matrix, self.row)
+    fn pack_pairs(
+        &self,
+        lanes: Range<usize>,
+        depth: Range<usize>,
+        width: usize,
+        panel: &mut [Pair],
+    ) {
+        match self {
+            Self::Blocks(blocks) => blocks.pack_pairs(lanes, depth, width, panel),
+            Self::Dense(dense) => dense.pack_pairs(lanes, depth, width, panel),
+        }
     }
 }
 
