@@ -1,31 +1,6 @@
 //! What is read out of a row of logits, before the next one takes its place.
 
-/// `exp` on `[-87, 0]`: the polynomial of `fledgling_core::cpu::math`, with a rounding that compilers make vectors of.
-fn exp(x: f32) -> f32 {
-    const LN2_HI: f32 = 0.693_359_4;
-    const LN2_LO: f32 = -2.121_944_4e-4;
-    const POLY: [f32; 6] = [
-        1.987_569_1e-4,
-        1.398_2e-3,
-        8.333_452e-3,
-        4.166_579_6e-2,
-        1.666_666_5e-1,
-        0.5,
-    ];
-    /// `1.5 * 2^23`: added and taken away, it rounds to whole numbers.
-    const ROUND: f32 = 12_582_912.0;
-    let x = x.max(-87.0);
-    let rounded = x * std::f32::consts::LOG2_E + ROUND;
-    let n = rounded - ROUND;
-    let r = (x - n * LN2_HI) - n * LN2_LO;
-    let mut p = POLY[0];
-    for c in &POLY[1..] {
-        p = p * r + c;
-    }
-    let y = (p * (r * r) + r) + 1.0;
-    let exponent = rounded.to_bits().wrapping_sub(ROUND.to_bits());
-    y * f32::from_bits(exponent.wrapping_add(127) << 23)
-}
+use fledgling_kernels::exp;
 
 const LANES: usize = 16;
 
@@ -125,17 +100,6 @@ mod tests {
             .iter()
             .map(|&x| f64::from(x - max) - sum.ln())
             .collect()
-    }
-
-    #[test]
-    fn the_exponential_is_within_a_few_ulp() {
-        for i in 0..=87_000 {
-            let x = -(i as f32) / 1000.0;
-            let want = f64::from(x).exp();
-            let got = f64::from(exp(x));
-            assert!((got / want - 1.0).abs() < 4e-7, "{x}: {got} {want}");
-        }
-        assert!(exp(-1000.0) < 1e-37);
     }
 
     proptest! {

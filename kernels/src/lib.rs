@@ -4,6 +4,7 @@
 //! the instruction set: blocks have fixed sizes, and every sum has a fixed order, of fused multiply-adds. (Products in
 //! bf16 are an exception, see [`gemm`](mod@gemm).)
 
+mod exp;
 pub mod gemm;
 mod huge_pages;
 pub mod narrow;
@@ -11,6 +12,7 @@ pub mod threads;
 mod wide;
 mod zeros;
 
+pub use exp::exp;
 pub use gemm::{Isa, Operand, Precision, Strided, gemm};
 pub use huge_pages::HugePages;
 pub use wide::wide;

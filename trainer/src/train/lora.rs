@@ -151,9 +151,7 @@ impl LoraProduct {
         let n_in = of.a.len() / self.rank;
         match (&self.matrix, of.weight) {
             (Some(matrix), _) => Matrix::Blocks(matrix.as_b(is_transposed)),
-            (None, Some(weight)) if is_transposed => {
-                Matrix::Dense(Strided::columns(weight, n_in))
-            }
+            (None, Some(weight)) if is_transposed => Matrix::Dense(Strided::columns(weight, n_in)),
             (None, Some(weight)) => Matrix::Dense(Strided::rows(weight, n_in)),
             (None, None) => unreachable!("a matrix is in blocks or dense"),
         }
