@@ -92,25 +92,42 @@ fn sum_rows(n_rows: usize, width: usize, add: impl Fn(usize, &mut [f32]) + Sync)
     total
 }
 
-/// RMSNorm. x [N, C], gamma [C]
-pub fn rms_norm(x: &[f32], gamma: &[f32], eps: f32) -> Vec<f32> {
-    let c = gamma.len();
-    let mut y = zeros(x.len());
+/// `f(y, rows of the inputs)` for every row y of a new matrix. inputs [N, C] -> [N, C]
+///
+/// `f` does not know that rows have C values: loops over a row as iterators, or indexed below a length of its own.
+fn by_rows<const N: usize>(
+    inputs: [&[f32]; N],
+    c: usize,
+    f: impl Fn(&mut [f32], [&[f32]; N]) + Sync,
+) -> Vec<f32> {
+    let mut y = zeros(inputs[0].len());
     let task = ROWS_PER_TASK * c;
-    each_part((split_mut(&mut y, task), split(x, task)), |_, (y, x)| {
+    each_part(split_mut(&mut y, task), |part, y| {
         wide(
             #[inline(always)]
             || {
-                for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                    let inverse = inverse_rms(x, eps);
-                    for i in 0..c {
-                        y[i] = x[i] * inverse * gamma[i];
-                    }
+                for (row, y) in y.chunks_exact_mut(c).enumerate() {
+                    f(y, inputs.map(|x| &x[part * task + row * c..][..c]));
                 }
             },
         );
     });
     y
+}
+
+/// RMSNorm. x [N, C], gamma [C]
+pub fn rms_norm(x: &[f32], gamma: &[f32], eps: f32) -> Vec<f32> {
+    by_rows(
+        [x],
+        gamma.len(),
+        #[inline(always)]
+        |y, [x]| {
+            let inverse = inverse_rms(x, eps);
+            for ((y, x), gamma) in y.iter_mut().zip(x).zip(gamma) {
+                *y = x * inverse * gamma;
+            }
+        },
+    )
 }
 
 #[inline(always)]
@@ -121,28 +138,18 @@ fn inverse_rms(x: &[f32], eps: f32) -> f32 {
 /// dx [N, C] of RMSNorm.
 pub fn rms_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
-    let mut dx = zeros(x.len());
-    let task = ROWS_PER_TASK * c;
-    let parts = (split_mut(&mut dx, task), split(x, task), split(dy, task));
-    each_part(parts, |_, (dx, x, dy)| {
-        let rows = dx
-            .chunks_exact_mut(c)
-            .zip(x.chunks_exact(c))
-            .zip(dy.chunks_exact(c));
-        wide(
-            #[inline(always)]
-            || {
-                for ((dx, x), dy) in rows {
-                    let inverse = inverse_rms(x, eps);
-                    let along = sum(c, |i| x[i] * gamma[i] * dy[i]) * inverse * inverse / c as f32;
-                    for i in 0..c {
-                        dx[i] = inverse * (gamma[i] * dy[i] - x[i] * along);
-                    }
-                }
-            },
-        );
-    });
-    dx
+    by_rows(
+        [x, dy],
+        c,
+        #[inline(always)]
+        |dx, [x, dy]| {
+            let inverse = inverse_rms(x, eps);
+            let along = sum(c, |i| x[i] * gamma[i] * dy[i]) * inverse * inverse / c as f32;
+            for i in 0..c {
+                dx[i] = inverse * (gamma[i] * dy[i] - x[i] * along);
+            }
+        },
+    )
 }
 
 /// dgamma [C] of RMSNorm.
@@ -167,52 +174,35 @@ fn moments(x: &[f32], eps: f32) -> (f32, f32) {
 
 /// LayerNorm. x [N, C], gamma and beta [C]
 pub fn layer_norm(x: &[f32], gamma: &[f32], beta: &[f32], eps: f32) -> Vec<f32> {
-    let c = gamma.len();
-    let mut y = zeros(x.len());
-    let task = ROWS_PER_TASK * c;
-    each_part((split_mut(&mut y, task), split(x, task)), |_, (y, x)| {
-        wide(
-            #[inline(always)]
-            || {
-                for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                    let (mean, inverse) = moments(x, eps);
-                    for i in 0..c {
-                        y[i] = (x[i] - mean) * inverse * gamma[i] + beta[i];
-                    }
-                }
-            },
-        );
-    });
-    y
+    by_rows(
+        [x],
+        gamma.len(),
+        #[inline(always)]
+        |y, [x]| {
+            let (mean, inverse) = moments(x, eps);
+            for (((y, x), gamma), beta) in y.iter_mut().zip(x).zip(gamma).zip(beta) {
+                *y = (x - mean) * inverse * gamma + beta;
+            }
+        },
+    )
 }
 
 /// dx [N, C] of LayerNorm.
 pub fn layer_norm_dx(x: &[f32], gamma: &[f32], dy: &[f32], eps: f32) -> Vec<f32> {
     let c = gamma.len();
-    let mut dx = zeros(x.len());
-    let task = ROWS_PER_TASK * c;
-    let parts = (split_mut(&mut dx, task), split(x, task), split(dy, task));
-    each_part(parts, |_, (dx, x, dy)| {
-        let rows = dx
-            .chunks_exact_mut(c)
-            .zip(x.chunks_exact(c))
-            .zip(dy.chunks_exact(c));
-        wide(
-            #[inline(always)]
-            || {
-                for ((dx, x), dy) in rows {
-                    let (mean, inverse) = moments(x, eps);
-                    let mean_d = sum(c, |i| gamma[i] * dy[i]) / c as f32;
-                    let along =
-                        sum(c, |i| gamma[i] * dy[i] * (x[i] - mean)) * inverse * inverse / c as f32;
-                    for i in 0..c {
-                        dx[i] = inverse * (gamma[i] * dy[i] - mean_d - (x[i] - mean) * along);
-                    }
-                }
-            },
-        );
-    });
-    dx
+    by_rows(
+        [x, dy],
+        c,
+        #[inline(always)]
+        |dx, [x, dy]| {
+            let (mean, inverse) = moments(x, eps);
+            let mean_d = sum(c, |i| gamma[i] * dy[i]) / c as f32;
+            let along = sum(c, |i| gamma[i] * dy[i] * (x[i] - mean)) * inverse * inverse / c as f32;
+            for i in 0..c {
+                dx[i] = inverse * (gamma[i] * dy[i] - mean_d - (x[i] - mean) * along);
+            }
+        },
+    )
 }
 
 /// dgamma [C] of LayerNorm.
