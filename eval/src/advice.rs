@@ -3,7 +3,7 @@
 //! Rules of thumb, not laws: each says what it saw, so that a reader can disagree.
 
 use crate::stats::Estimate;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Points of a curve that are too few to say anything about its course.
 const FEWEST_POINTS: usize = 4;
@@ -63,14 +63,17 @@ pub struct Accuracy {
 }
 
 /// A suggestion.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Advice {
     /// What to do and why.
     pub text: String,
     /// What it rests on.
     pub figure: String,
-    /// Keys of a training config with the values to try, as `--set` takes them.
+    /// Keys of a training config with the values to try, as `--set` takes them, for a run that begins anew.
     pub changes: Vec<String>,
+    /// The same for a run that goes on from the best weights of this one. None, where going on would not help.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub continuing: Vec<String>,
 }
 
 impl Advice {
@@ -79,7 +82,14 @@ impl Advice {
             text: text.into(),
             figure,
             changes: changes.to_vec(),
+            continuing: Vec::new(),
         }
+    }
+
+    /// With what a run that goes on would change.
+    fn continuing(mut self, changes: &[String]) -> Self {
+        self.continuing = changes.to_vec();
+        self
     }
 }
 
@@ -115,11 +125,14 @@ fn of_training(training: &Training) -> Vec<Advice> {
         && let (Some(&(_, first)), end) = (curve.first(), end_of(curve))
         && end > first * 1.02
     {
-        advice.push(Advice::new(
-            "The training loss rose: the learning rate is too high. Take a third of it.",
-            format!("training loss {first:.3} at the first step, {end:.3} at the end"),
-            &[rate(training.lr / 3.0)],
-        ));
+        advice.push(
+            Advice::new(
+                "The training loss rose: the learning rate is too high. Take a third of it.",
+                format!("training loss {first:.3} at the first step, {end:.3} at the end"),
+                &[rate(training.lr / 3.0)],
+            )
+            .continuing(&[rate(training.lr / 3.0)]),
+        );
         return advice;
     }
     let overfit = overfitting(training);
@@ -140,33 +153,54 @@ fn overfitting(training: &Training) -> Option<Advice> {
     } else {
         ""
     };
-    let dropout = training.is_lora.then(|| "lora.dropout=0.1".to_owned());
-    if best_step < last_step && last > best * 1.02 {
-        let mut changes = vec![
-            format!("train.steps={}", best_step.max(1)),
-            "train.patience=3".to_owned(),
-        ];
-        changes.extend(dropout);
+    let figure =
+        format!("held-out loss {best:.3} at step {best_step}, {last:.3} at step {last_step}");
+    let is_worse = best_step < last_step && last > best * 1.02;
+    if is_worse && best_step == 0 {
         return Some(Advice::new(
-            format!(
-                "The model overfits: after step {best_step} it learned its rows by heart and became worse at others. Stop there.{more_rows}"
-            ),
-            format!("held-out loss {best:.3} at step {best_step}, {last:.3} at step {last_step}"),
-            &changes,
+            "Training made the model worse at other rows from its first step on: the learning rate is too high, or the rows are unlike those held out. Take a third of the rate.",
+            figure,
+            &[rate(training.lr / 3.0)],
         ));
+    }
+    let regular = if training.is_lora {
+        "lora.dropout=0.1"
+    } else {
+        "train.weight_decay=0.1"
+    };
+    if is_worse {
+        let mut stop = vec!["train.patience=3".to_owned(), regular.to_owned()];
+        if training.held_out.len() < FEWEST_POINTS {
+            stop.push(format!("train.eval_every={}", (last_step / 10).max(1)));
+        }
+        let steps = format!("train.steps={best_step}");
+        // The best weights are those of the step where it should have stopped: what is left is to learn more slowly.
+        return Some(
+            Advice::new(
+                format!(
+                    "The model overfits: after step {best_step} it learned its rows by heart and became worse at others. Stop there.{more_rows}"
+                ),
+                figure,
+                &[&[steps], &stop[..]].concat(),
+            )
+            .continuing(&[&[rate(training.lr / 3.0)], &stop[..]].concat()),
+        );
     }
     if training.training.len() < FEWEST_POINTS {
         return None;
     }
     let train = end_of(&training.training);
     (last > train * 1.25 && last - train > 0.3).then(|| {
-        let mut changes: Vec<String> = dropout.into_iter().collect();
-        changes.push("train.weight_decay=0.1".to_owned());
+        let mut changes = vec![regular.to_owned()];
+        if training.is_lora {
+            changes.push("train.weight_decay=0.1".to_owned());
+        }
         Advice::new(
             format!("The model knows its {} rows much better than others, which is the beginning of overfitting: train on more rows, or less often on each.{more_rows}", training.rows),
             format!("training loss {train:.3} and held-out loss {last:.3} at the end, after {:.1} passes", training.epochs),
             &changes,
         )
+        .continuing(&changes)
     })
 }
 
@@ -187,6 +221,7 @@ fn still_falling(training: &Training) -> Option<Advice> {
             format!("held-out loss {before:.3} before the last quarter of the steps, {last:.3} at the end"),
             &[format!("train.steps={}", 2 * step)],
         )
+        .continuing(&[format!("train.steps={step}")])
     })
 }
 
@@ -202,6 +237,7 @@ fn hardly_moved(training: &Training) -> Option<Advice> {
             format!("held-out loss {first:.3} before, {last:.3} after {step} steps"),
             &changes,
         )
+        .continuing(&[rate(training.lr * 3.0)])
     })
 }
 
@@ -227,6 +263,7 @@ fn of_quantising(quantised: &Quantised) -> Option<Advice> {
             format!("perplexity {:+.1} %, mean divergence {kl:.4} nats against the reference", 100.0 * (perplexity_ratio - 1.0)),
             &[format!("qat.format={format}")],
         )
+        .continuing(&[format!("qat.format={format}")])
     })
 }
 
@@ -349,6 +386,61 @@ mod tests {
         assert_eq!(advise(&fine), []);
         assert_eq!(advise(&training(&[], &[])), []);
         assert_eq!(advise(&Figures::default()), []);
+    }
+
+    #[test]
+    fn a_run_that_goes_on_is_advised_otherwise_than_one_that_begins_anew() {
+        let continuing = |figures: &Figures| {
+            let advice = advise(figures);
+            assert_eq!(advice.len(), 1, "{advice:?}");
+            advice[0].continuing.join(" ")
+        };
+        let overfit = training(
+            &[3.0, 2.5, 2.0, 1.5, 1.0, 0.5],
+            &[3.0, 2.4, 2.2, 2.3, 2.6, 2.9],
+        );
+        assert_eq!(
+            continuing(&overfit),
+            "train.lr=1.0e-4 train.patience=3 lora.dropout=0.1"
+        );
+        let mut full = overfit.clone();
+        full.training.as_mut().unwrap().is_lora = false;
+        assert_eq!(
+            continuing(&full),
+            "train.lr=1.0e-4 train.patience=3 train.weight_decay=0.1"
+        );
+        let falling = training(
+            &[3.0, 2.9, 2.8, 2.7, 2.6, 2.5],
+            &[3.0, 2.9, 2.8, 2.7, 2.6, 2.5],
+        );
+        assert_eq!(continuing(&falling), "train.steps=50");
+        let still = training(&[3.0, 3.0, 3.0, 2.99], &[3.0, 3.0, 2.99, 2.99]);
+        assert_eq!(continuing(&still), "train.lr=9.0e-4");
+        assert_eq!(
+            continuing(&training(&[3.0, 4.0, 5.0, 6.0], &[])),
+            "train.lr=1.0e-4"
+        );
+        // What the best weights do not have: they are not better than the base.
+        let worse = training(&[3.0, 2.9, 2.8, 2.7], &[3.0, 3.2, 3.3, 3.4]);
+        check(
+            &worse,
+            "worse at other rows from its first step on",
+            "held-out loss 3.000 at step 0, 3.400 at step 30",
+            "train.lr=1.0e-4",
+        );
+        assert_eq!(continuing(&worse), "");
+    }
+
+    #[test]
+    fn stopping_early_needs_evaluations() {
+        let mut few = training(&[3.0, 2.0, 1.0, 0.5], &[]);
+        few.training.as_mut().unwrap().held_out = vec![(0, 3.0), (20, 2.0), (60, 2.5)];
+        check(
+            &few,
+            "overfits: after step 20",
+            "2.500 at step 60",
+            "train.steps=20 train.patience=3 lora.dropout=0.1 train.eval_every=6",
+        );
     }
 
     #[test]

@@ -2,14 +2,14 @@
 //! opening of models, and what is printed.
 
 use crate::{
+    advice,
     data::Bars,
     files::write_whole,
     generate::SamplingArgs,
     interrupt::INTERRUPTED,
     model::{self, EngineArgs, Model},
     output::{UsageError, note, print, print_json},
-    report::history::History,
-    run::METRICS_FILE,
+    run,
 };
 use anyhow::{Context, Result, bail};
 use fledgling_core::{cpu::CpuEngine, quant::DType};
@@ -18,7 +18,7 @@ use fledgling_data::{
     control::Control,
 };
 use fledgling_eval::{
-    advice::{self, Accuracy, Figures, Quantised, Training},
+    advice::{Accuracy, Advice, Figures, Quantised, advise},
     perplexity::{self, Pieces, Windows},
     quality::{self, CHAT_PROMPTS, PROMPTS, Setting},
     reference,
@@ -164,7 +164,9 @@ pub fn run(args: &Args) -> Result<()> {
         }
         let row = row?;
         let figures = figures(&opened, &row);
-        for mut advice in advice::advise(&figures) {
+        let advised = advise(&figures);
+        keep_advice(args, name, &advised);
+        for mut advice in advised {
             if args.models.len() > 1 {
                 advice.text = format!("{name}: {}", advice.text);
             }
@@ -385,7 +387,7 @@ fn figures(opened: &Opened, row: &ModelReport) -> Figures {
         })
     });
     Figures {
-        training: training(&opened.model.name),
+        training: advice::training(Path::new(&opened.model.name)),
         quantised: quantised.map(|(compared, dtype)| Quantised {
             format: dtype.to_string().to_lowercase(),
             kl: compared.kl.mean.value,
@@ -407,25 +409,22 @@ fn main_type(model: &Model) -> Option<DType> {
     (!matches!(dtype, DType::F32 | DType::F16 | DType::BF16)).then_some(dtype)
 }
 
-/// How the training of a run went, if the model is one and says so.
-fn training(name: &str) -> Option<Training> {
-    let history = History::read(&Path::new(name).join(METRICS_FILE)).ok()?;
-    let begin = history.begins.first().map(|at| &at.event)?;
-    let steps = history.steps.iter().map(|at| &at.event);
-    let last = history.steps.last().map_or(0, |at| at.event.step);
-    let rows = begin.data.iter().filter(|part| part.part == "train");
-    Some(Training {
-        training: steps.clone().map(|step| (step.step, step.loss)).collect(),
-        held_out: history
-            .validations
-            .iter()
-            .map(|at| (at.event.step, at.event.valid_loss))
-            .collect(),
-        lr: steps.map(|step| step.lr).fold(0.0, f64::max),
-        epochs: last as f64 / begin.steps_per_epoch.max(1.0),
-        rows: rows.map(|part| part.rows).sum(),
-        is_lora: begin.mode.contains("lora"),
-    })
+/// Leaves the advice with the run that it is about, the model or the reference that the model was made of, for
+/// `train --continue-from`.
+fn keep_advice(args: &Args, name: &str, advised: &[Advice]) {
+    let folders = [Some(name), args.reference.as_deref()];
+    let folders = folders.into_iter().flatten().map(model::locate);
+    let Some(folder) = folders.flatten().find(|folder| run::is_run_folder(folder)) else {
+        return;
+    };
+    match advice::record(&folder, advised.to_vec()) {
+        Ok(()) if advised.iter().any(|advice| !advice.continuing.is_empty()) => note(format!(
+            "fledgling train --continue-from {} takes the advice up",
+            folder.display()
+        )),
+        Ok(()) => {}
+        Err(error) => note(format!("the advice is not kept: {error:#}")),
+    }
 }
 
 /// How each question was answered.

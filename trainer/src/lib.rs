@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 pub mod adapter;
+pub mod advice;
 pub mod bench;
 pub mod cache;
 pub mod chat;

@@ -71,6 +71,9 @@ pub struct Record {
     /// The type whose quantisation it was trained with, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qat: Option<String>,
+    /// The run whose weights it began with, if that was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continued_from: Option<Continued>,
     /// Optimiser steps behind the weights.
     pub step: u64,
     /// Held-out perplexity before the first step.
@@ -90,6 +93,21 @@ pub struct Base {
     pub path: PathBuf,
     /// [`identity`] of the file or folder: a LoRA fits this one only.
     pub sha256: String,
+}
+
+/// The run whose weights another begins with, and what was changed on advice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Continued {
+    /// Its folder.
+    pub run: PathBuf,
+    /// Optimiser steps behind the weights.
+    pub step: u64,
+    /// [`identity`] of the folder then.
+    pub sha256: String,
+    /// What was advised and taken up, as `--set` takes it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub advised: Vec<String>,
 }
 
 /// Size of a LoRA.

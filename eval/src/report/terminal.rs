@@ -17,6 +17,7 @@ impl Report {
             text,
             figure,
             changes,
+            ..
         } in &self.advice
         {
             let mut lines = vec![text.clone(), format!("  ({figure})")];

@@ -68,6 +68,7 @@ fn everything() -> Report {
         changes: vec!["train.lr=1e-4".to_owned()],
     });
     report
+        continuing: Vec::new(),
 }
 
 #[test]

@@ -3,12 +3,18 @@
 
 pub use super::shape::{FamilyName, ModelConfig};
 use super::{device::Choice, mirror::Mirror};
-use crate::{export::Quant, run::LoraSize};
+use crate::{
+    export::Quant,
+    run::{Continued, LoraSize},
+};
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_core::quant::DType;
 use fledgling_data::toml_config;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// A run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -57,6 +63,9 @@ pub struct Config {
     /// Architecture (mode `scratch`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<ModelConfig>,
+    /// The run that this one goes on from: written by `--continue-from`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continued_from: Option<Continued>,
 }
 
 /// What is trained.
@@ -418,6 +427,21 @@ pub struct QatConfig {
     pub start_step: u64,
 }
 
+/// The values in a table and its sections, as TOML, by `section.key`.
+pub fn flat(table: &toml::Table) -> BTreeMap<String, String> {
+    let mut keys = BTreeMap::new();
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(section) => {
+                let inner = flat(section).into_iter();
+                keys.extend(inner.map(|(path, value)| (format!("{key}.{path}"), value)));
+            }
+            value => drop(keys.insert(key.clone(), value.to_string())),
+        }
+    }
+    keys
+}
+
 fn default_runs_dir() -> PathBuf {
     PathBuf::from("runs")
 }
@@ -460,6 +484,14 @@ impl Config {
     /// Never for a config that was read.
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string(self)?)
+    }
+
+    /// The values of all keys, as TOML, by `section.key`.
+    ///
+    /// # Errors
+    /// As [`Self::to_toml`].
+    pub fn keys(&self) -> Result<BTreeMap<String, String>> {
+        Ok(flat(&toml::from_str(&self.to_toml()?)?))
     }
 
     /// The run's folder.

@@ -8,6 +8,7 @@ pub mod checkpoint;
 pub mod checkpoints;
 pub mod composed;
 pub mod config;
+pub mod continuing;
 pub mod data;
 pub mod device;
 pub mod dropout;
@@ -36,7 +37,7 @@ pub mod stream;
 pub mod watch;
 
 use crate::{
-    adapter,
+    adapter, advice,
     export::QAT_KEY,
     files::{STAGED_PREFIX, STAGED_SUFFIX, write_whole},
     interrupt, model as models,
@@ -50,6 +51,7 @@ use checkpoint::State;
 use checkpoints::Checkpoints;
 use config::{Config, Mode};
 use data::Rows;
+use continuing::Continuation;
 use find_lr::Sweep;
 use fit::{Fit, Outcome};
 use fledgling_core::{
@@ -71,7 +73,8 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, Clone, clap::Args)]
 #[command(
     after_help = "Examples:\n  fledgling train examples/quickstart/train.toml\n  fledgling train mine.toml --set train.lr=2e-4 --set name=second\n  \
-    fledgling train mine.toml --resume\n  fledgling train mine.toml --dry-run\n  fledgling train mine.toml --find-lr\n\nWrites runs/NAME/, which export, eval, generate, chat and serve take as a model. Paths in the config are relative to \
+    fledgling train mine.toml --resume\n  fledgling train mine.toml --dry-run\n  fledgling train mine.toml --find-lr\n  \
+    fledgling train --continue-from runs/mine --dry-run\n\nWrites runs/NAME/, which export, eval, generate, chat and serve take as a model. Paths in the config are relative to \
     the current folder.\nCtrl-C writes a checkpoint and ends with status 130; --resume goes on from there."
 )]
 #[expect(
@@ -80,8 +83,8 @@ use std::path::{Path, PathBuf};
 )]
 pub struct TrainArgs {
     /// The run's description
-    #[arg(value_name = "CONFIG.toml")]
-    pub config: PathBuf,
+    #[arg(value_name = "CONFIG.toml", required_unless_present = "continue_from")]
+    pub config: Option<PathBuf>,
     /// Override a key of the config
     #[arg(long, value_name = "KEY=VALUE", value_parser = crate::cli::key_value)]
     pub set: Vec<String>,
@@ -89,6 +92,12 @@ pub struct TrainArgs {
     #[arg(long)]
     pub resume: bool,
     /// Replace a run of the same name
+    /// Begin a new run with the best weights of this one (RUN, RUN@last, RUN@step-N), its config and what its figures suggest
+    #[arg(long, value_name = "RUN", conflicts_with = "resume")]
+    pub continue_from: Option<String>,
+    /// Leave the config as it is (with --continue-from)
+    #[arg(long, requires = "continue_from")]
+    pub no_advice: bool,
     #[arg(long, conflicts_with = "resume")]
     pub force: bool,
     /// Read everything, say what would be done and what it would take, and leave nothing behind
@@ -123,7 +132,7 @@ pub struct TrainArgs {
 /// Wrong config, data or base; a loss that is no number; files that cannot be written.
 pub fn run(args: &TrainArgs) -> Result<()> {
     let view = View::of(args.tui, args.quiet)?;
-    let mut config = Config::load(&args.config, &args.set)?;
+    let (mut config, continuation) = config_of(args)?;
     config.trust_device = args.trust_device;
     if config.device != device::Choice::Cpu {
         probe::without_display();
@@ -145,7 +154,8 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let mut prepared = prepare(config, &base)?;
     prepared.view = view;
     if args.dry_run {
-        let plan = prepared.plan(!args.no_trial)?;
+        let mut plan = prepared.plan(!args.no_trial)?;
+        plan.continuation = continuation;
         return print_json_or(args.json, &plan, || plan::describe(&plan));
     }
     if let Some(n_steps) = args.find_lr {
@@ -153,6 +163,9 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         return print_json_or(args.json, &sweep, || find_lr::describe(&sweep));
     }
     let outcome = prepared.train(args.resume, args.until)?;
+    if let Some(continuation) = &continuation {
+        note(continuing::describe(continuation).trim_end());
+    }
     print_json_or(args.json, &outcome, || describe_outcome(&outcome))?;
     if outcome.interrupted {
         std::process::exit(interrupt::INTERRUPTED);
@@ -161,6 +174,17 @@ pub fn run(args: &TrainArgs) -> Result<()> {
 }
 
 fn print_json_or(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+/// The config of a run, and how it goes on from another, if it does.
+fn config_of(args: &TrainArgs) -> Result<(Config, Option<Continuation>)> {
+    let file = args.config.as_deref();
+    if let Some(run) = &args.continue_from {
+        let continuation = continuing::plan(run, file, &args.set, !args.no_advice)?;
+        return Ok((continuation.config.clone(), Some(continuation)));
+    }
+    let file = file.context("give the run's description, CONFIG.toml")?;
+    Ok((Config::load(file, &args.set)?, None))
+}
+
     if json {
         print_json(value)
     } else {
@@ -389,6 +413,7 @@ fn record_of(config: &Config, base: &models::Model) -> Result<Record> {
         device: None,
         qat: config.qat.as_ref().map(|qat| qat.format.name()),
         step: 0,
+        continued_from: config.continued_from.clone(),
         valid_perplexity_before: None,
         valid_perplexity: None,
     })
@@ -566,6 +591,7 @@ fn remove_old(folder: &Path) -> Result<()> {
     for file in [
         RECORD_FILE,
         run::MODEL_FILE,
+        advice::ADVICE_FILE,
         run::ADAPTER_FILE,
         adapter::CONFIG_FILE,
         checkpoint::STATE_FILE, // of versions without checkpoints
@@ -617,7 +643,16 @@ fn describe_outcome(outcome: &Outcome) -> String {
         text += "stopped early: the held-out loss became no better\n";
     }
     if outcome.interrupted {
-        text += "interrupted: go on with --resume\n";
+    let run = outcome.run.display();
+        text += &format!("interrupted: go on with fledgling train {run}/config.toml --resume\n");
+        return text;
+    }
+    let advice = advice::of_run(&outcome.run).unwrap_or_default();
+    for advice in &advice {
+        text += &format!("advice: {} ({})\n", advice.text, advice.figure);
+    }
+    if advice.iter().any(|advice| !advice.continuing.is_empty()) {
+        text += &format!("take it up with fledgling train --continue-from {run}\n");
     }
     text
 }

@@ -2,6 +2,7 @@
 
 use super::{
     config::OptimizerName,
+    continuing::{self, Continuation},
     fit::{Fit, count_trained},
     model::{Transformer, visit_parameters},
     optim::Optimizer,
@@ -56,6 +57,9 @@ pub struct Plan {
     /// What a few real steps took.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trial: Option<Trial>,
+    /// How it goes on from another run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub continuation: Option<Continuation>,
 }
 
 /// Expected memory in bytes.
@@ -117,6 +121,7 @@ pub fn plan(fit: &Fit, model: Transformer, with_trial: bool) -> Result<Plan> {
         tokens_per_step: positions as f64 / steps.per_epoch() as f64,
         memory: memory(fit, &model, parameters, &mut steps),
         trial: None,
+        continuation: None,
     };
     if with_trial {
         plan.trial = Some(trial(fit, model, &mut steps, &plan)?);
@@ -217,7 +222,11 @@ fn trial(fit: &Fit, mut model: Transformer, steps: &mut Steps, plan: &Plan) -> R
 /// For people.
 pub fn describe(plan: &Plan) -> String {
     let memory = &plan.memory;
-    let mut text = format!(
+    let mut text = plan
+        .continuation
+        .as_ref()
+        .map_or_else(String::new, continuing::describe);
+    text += &format!(
         "{}: {} with {} parameters, {} trained\n\
          data: {} rows, {} tokens ({} in the loss); {} rows held out\n\
          steps: {}, {} a pass, {:.0} tokens a step\n\

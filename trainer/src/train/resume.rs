@@ -131,7 +131,7 @@ fn check_origin(old: &Origin, new: &Origin) -> Result<()> {
 
 /// Refuses a config that would have done other steps than those that were done.
 fn check_config(old: &Config, new: &Config, n_rows: usize, step: u64) -> Result<()> {
-    let (old_keys, new_keys) = (keys(old)?, keys(new)?);
+    let (old_keys, new_keys) = (old.keys()?, new.keys()?);
     let rates = |config: &Config| LearningRates::new(&config.train, n_steps(config, n_rows));
     let (old_rates, new_rates) = (rates(old), rates(new));
     let same_rates =
@@ -167,22 +167,6 @@ fn check_config(old: &Config, new: &Config, n_rows: usize, step: u64) -> Result<
         );
     }
     Ok(())
-}
-
-/// The values of a config by `section.key`.
-fn keys(config: &Config) -> Result<BTreeMap<String, String>> {
-    fn add(prefix: &str, table: &toml::Table, keys: &mut BTreeMap<String, String>) {
-        for (key, value) in table {
-            let path = format!("{prefix}{key}");
-            match value {
-                toml::Value::Table(table) => add(&format!("{path}."), table, keys),
-                value => drop(keys.insert(path, value.to_string())),
-            }
-        }
-    }
-    let mut all = BTreeMap::new();
-    add("", &toml::from_str(&config.to_toml()?)?, &mut all);
-    Ok(all)
 }
 
 /// Refuses to go on with a run that never began.
