@@ -12,6 +12,7 @@ use fledgling_core::{
 };
 use fledgling_data::control::Quiet;
 use fledgling_eval::{
+    engine::Engine,
     perplexity::{self, Pieces, Windows},
     quality::{self, Setting},
     reference,
@@ -46,7 +47,7 @@ impl Opened {
         Model {
             name: &self.name,
             info: &self.info,
-            engine: &self.engine,
+            engine: Engine::Cpu(&self.engine),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What a model can do, on the CPU engine: perplexity, tasks, a comparison with a reference, the quality of its text; a report of it,
+//! What a model can do, on the CPU engine or another one: perplexity, tasks, a comparison with a reference, the quality of its text; a report of it,
 //! and advice.
 //!
 //! ```text
@@ -13,6 +13,7 @@
 //! [`Control`](fledgling_data::control::Control) for progress and for the wish to stop.
 
 pub mod advice;
+pub mod engine;
 pub mod logits;
 pub mod page;
 pub mod perplexity;

@@ -8,11 +8,12 @@
 //! or EOS, in pieces as long as the model's context.
 
 use crate::{
+    engine::Text,
     score::{Model, Scored, TokenScore, check, prefix_token},
     stats::{Clustered, Estimate, Over},
 };
 use anyhow::{Context, Result, bail, ensure};
-use fledgling_core::{cpu::Feed, model::ModelInfo, tokenizer::Tokenizer};
+use fledgling_core::{model::ModelInfo, tokenizer::Tokenizer};
 use fledgling_data::{
     collect,
     config::{Source, Split},
@@ -372,21 +373,13 @@ pub fn measure(
 
 /// The scores of the counted tokens of each piece.
 fn score_pieces(model: &Model<'_>, pieces: &[Piece]) -> Result<Vec<Scored>> {
-    let sessions = pieces
-        .iter()
-        .map(|piece| model.engine.session(piece.ids.len() - 1));
-    let mut sessions = sessions.collect::<Result<Vec<_>, _>>()?;
-    let feeds = sessions
-        .iter_mut()
-        .zip(pieces)
-        .map(|(session, piece)| Feed {
-            session,
-            tokens: &piece.ids[..piece.ids.len() - 1],
-            wanted_from: first_counted(piece) - 1,
-        });
-    let mut feeds: Vec<Feed<'_>> = feeds.collect();
-    let scores = model.engine.forward_batch(&mut feeds, &|feed, t, logits| {
-        let piece = &pieces[feed];
+    let texts = pieces.iter().map(|piece| Text {
+        tokens: &piece.ids[..piece.ids.len() - 1],
+        wanted_from: first_counted(piece) - 1,
+    });
+    let texts: Vec<Text<'_>> = texts.collect();
+    let scores = model.engine.forward(&texts, &|text, t, logits| {
+        let piece = &pieces[text];
         let target = t + 1;
         piece.counted[target].then(|| TokenScore::of(logits, piece.ids[target]))
     })?;
@@ -478,15 +471,18 @@ impl Gathered {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::tiny;
+    use crate::{
+        engine::Engine,
+        testing::{Plain, tiny},
+    };
     use fledgling_data::control::Quiet;
     use proptest::prelude::*;
 
     fn naive(model: &Model<'_>, ids: &[u32], from: usize) -> Vec<f64> {
-        let mut session = model.engine.session(ids.len()).unwrap();
+        let engine = model.engine.writing().unwrap();
+        let mut session = engine.session(ids.len()).unwrap();
         let mut out = Vec::new();
-        model
-            .engine
+        engine
             .forward_all(&mut session, &ids[..ids.len() - 1], &mut |t, logits| {
                 if t + 1 >= from {
                     out.push(-TokenScore::of(logits, ids[t + 1]).log_prob);
@@ -502,7 +498,7 @@ mod tests {
         let model = Model {
             name: "tiny",
             info: &info,
-            engine: &engine,
+            engine: Engine::Cpu(&engine),
         };
         let text = "The quick brown fox jumps over the lazy dog. ".repeat(12);
         let cut = Windows {
@@ -511,6 +507,12 @@ mod tests {
         };
         let pieces = Pieces::of_text(&info, &text, cut, usize::MAX).unwrap();
         let got = measure(&model, &pieces, &Quiet).unwrap();
+        let plain = Plain(&engine);
+        let whole = Model {
+            engine: Engine::Whole(&plain),
+            ..model
+        };
+        assert_eq!(measure(&whole, &pieces, &Quiet).unwrap(), got);
         let ids = info.tokenizer.encode(&text, false, false);
         let mut nlls = Vec::new();
         for (range, scored) in windows(ids.len(), 32, 16) {
@@ -541,7 +543,7 @@ mod tests {
         let model = Model {
             name: "tiny",
             info: &info,
-            engine: &engine,
+            engine: Engine::Cpu(&engine),
         };
         let texts = ["one two  three".to_owned(), "the and of to in ".repeat(60)];
         let pieces = Pieces::of_documents(&info, &texts).unwrap();
@@ -569,7 +571,7 @@ mod tests {
         let model = Model {
             name: "tiny",
             info: &info,
-            engine: &engine,
+            engine: Engine::Cpu(&engine),
         };
         let place = tempfile::tempdir().unwrap();
         let file = place.path().join("rows.jsonl");
@@ -617,7 +619,7 @@ mod tests {
         let model = Model {
             name: "tiny",
             info: &info,
-            engine: &engine,
+            engine: Engine::Cpu(&engine),
         };
         let cut = Windows {
             window: 8,

@@ -108,7 +108,7 @@ pub fn write_all(model: &Model<'_>, setting: &Setting, control: &dyn Control) ->
         Unit::Documents,
         Some(setting.prompts.len() as u64),
     );
-    let mut session = model.engine.session(model.info.spec.n_ctx)?;
+    let mut session = model.engine.writing()?.session(model.info.spec.n_ctx)?;
     let mut texts = Vec::new();
     let mut sequences = Vec::new();
     for prompt in &setting.prompts {
@@ -204,7 +204,7 @@ impl Quality {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::tiny;
+    use crate::{engine::Engine, testing::tiny};
     use proptest::{collection::vec, prelude::*};
 
     #[test]
@@ -235,7 +235,7 @@ mod tests {
         let model = Model {
             name: "tiny",
             info: &info,
-            engine: &engine,
+            engine: Engine::Cpu(&engine),
         };
         let setting = Setting {
             prompts: vec!["the".to_owned(), "and of".to_owned()],

@@ -10,10 +10,8 @@ use crate::{
     stats::{Clustered, Estimate, Over, percentile},
 };
 use anyhow::{Result, ensure};
-use fledgling_core::cpu::{CpuEngine, EngineError, Feed, Session};
 use fledgling_data::control::{Control, Unit};
 use serde::Serialize;
-use std::ops::Range;
 
 /// Positions whose logits are held of the reference: 25 MB for a vocabulary of 49,152.
 const STRETCH: usize = 128;
@@ -191,22 +189,26 @@ fn compare_piece(
     control: &dyn Control,
 ) -> Result<()> {
     let n_fed = piece.ids.len() - 1;
-    let mut base = reference.engine.session(n_fed)?;
-    let sessions = models.iter().map(|model| model.engine.session(n_fed));
-    let mut sessions = sessions.collect::<Result<Vec<_>, _>>()?;
+    let mut base = reference.engine.begin(n_fed)?;
+    let ways = models.iter().map(|model| model.engine.begin(n_fed));
+    let mut ways = ways.collect::<Result<Vec<_>>>()?;
+    let engines = models.iter().chain([reference]).map(|model| model.engine);
+    let len = engines.map(|engine| engine.stretch(STRETCH)).max();
     let mut seen: Vec<Vec<(usize, Seen)>> = vec![Vec::new(); models.len()];
     let mut start = 0;
     while start < n_fed {
         check(control)?;
-        let stretch = start..(start + STRETCH).min(n_fed);
+        let stretch = start..(start + len.unwrap_or(STRETCH)).min(n_fed);
         start = stretch.end;
         let wanted = stretch.start.max(first_counted(piece) - 1).min(stretch.end)..stretch.end;
-        let feed = |session, engine: &CpuEngine, rows: &[Vec<f32>]| {
-            feed_stretch(session, engine, piece, &stretch, &wanted, rows)
+        // [wanted][V]
+        let rows = base.go(&piece.ids, &stretch, &wanted, &|_, logits| logits.to_vec())?;
+        let compared = |position: usize, logits: &[f32]| {
+            let target = piece.ids[position + 1];
+            see(&rows[position - wanted.start], logits, target)
         };
-        let rows = held(&mut base, reference.engine, piece, &stretch, &wanted)?;
-        for ((session, model), seen) in sessions.iter_mut().zip(models).zip(&mut seen) {
-            let more = feed(session, model.engine, &rows)?;
+        for (way, seen) in ways.iter_mut().zip(&mut seen) {
+            let more = way.go(&piece.ids, &stretch, &wanted, &compared)?;
             let counted = wanted.clone().zip(more);
             seen.extend(counted.filter(|(t, _)| piece.counted[t + 1]));
         }
@@ -215,43 +217,6 @@ fn compare_piece(
         gathered.add(reference, piece, seen);
     }
     Ok(())
-}
-
-/// Feeds a stretch to the reference and holds the logits that are wanted. [wanted][V]
-fn held(
-    session: &mut Session,
-    engine: &CpuEngine,
-    piece: &Piece,
-    stretch: &Range<usize>,
-    wanted: &Range<usize>,
-) -> Result<Vec<Vec<f32>>, EngineError> {
-    let feed = Feed {
-        session,
-        tokens: &piece.ids[stretch.clone()],
-        wanted_from: wanted.start - stretch.start,
-    };
-    engine.forward_batch(&mut [feed], &|_, _, logits| logits.to_vec())
-}
-
-/// Feeds the same to a model and compares each position with the reference's logits.
-fn feed_stretch(
-    session: &mut Session,
-    engine: &CpuEngine,
-    piece: &Piece,
-    stretch: &Range<usize>,
-    wanted: &Range<usize>,
-    rows: &[Vec<f32>],
-) -> Result<Vec<Seen>, EngineError> {
-    let feed = Feed {
-        session,
-        tokens: &piece.ids[stretch.clone()],
-        wanted_from: wanted.start - stretch.start,
-    };
-    engine.forward_batch(&mut [feed], &|_, t, logits| {
-        let position = stretch.start + t;
-        let target = piece.ids[position + 1];
-        see(&rows[position - wanted.start], logits, target)
-    })
 }
 
 /// Two rows of logits at one position. [V], [V]
@@ -367,17 +332,18 @@ fn histogram(sorted: &[f32]) -> Vec<Bar> {
 mod tests {
     use super::*;
     use crate::{
+        engine::Engine,
         perplexity::{self, Windows},
-        testing::{tiny, tiny_of},
+        testing::{Plain, tiny, tiny_of},
     };
-    use fledgling_core::{model::ModelInfo, quant::DType};
+    use fledgling_core::{cpu::CpuEngine, model::ModelInfo, quant::DType};
     use fledgling_data::control::Quiet;
 
     fn model<'a>(name: &'a str, opened: &'a (ModelInfo, CpuEngine)) -> Model<'a> {
         Model {
             name,
             info: &opened.0,
-            engine: &opened.1,
+            engine: Engine::Cpu(&opened.1),
         }
     }
 
@@ -419,6 +385,32 @@ mod tests {
         let flip = &far.flips[0];
         assert!(flip.reference.p_reference >= flip.model.p_reference);
         assert!(flip.model.p_model >= flip.reference.p_model);
+    }
+
+    #[test]
+    fn engines_of_whole_texts_compare_as_those_that_go_on() {
+        let (one, two) = (tiny(), tiny_of(DType::Q4_0, 5));
+        let pieces = Pieces::of_text(&one.0, &text(), CUT, usize::MAX).unwrap();
+        let (a, b) = (model("a", &one), model("b", &two));
+        let want = compare(&a, &[b], &pieces, &Quiet).unwrap();
+        let (whole_a, whole_b) = (Plain(&one.1), Plain(&two.1));
+        let [a, b] = [(a, &whole_a), (b, &whole_b)].map(|(model, whole)| Model {
+            engine: Engine::Whole(whole),
+            ..model
+        });
+        assert_eq!(compare(&a, &[b], &pieces, &Quiet).unwrap(), want);
+        // Stretches that a text of more is in.
+        let piece = pieces.get(0).unwrap();
+        let mut way = b.engine.begin(piece.ids.len()).unwrap();
+        let mut other = Engine::Cpu(&two.1).begin(piece.ids.len()).unwrap();
+        for stretch in [0..40, 40..41, 41..90] {
+            let wanted = stretch.end.min(stretch.start + 5)..stretch.end;
+            let go = |way: &mut crate::engine::Way<'_>| {
+                let copy = |t: usize, logits: &[f32]| (t, logits.to_vec());
+                way.go(&piece.ids, &stretch, &wanted, &copy).unwrap()
+            };
+            assert_eq!(go(&mut way), go(&mut other));
+        }
     }
 
     #[test]

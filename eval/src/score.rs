@@ -4,7 +4,10 @@
 //! each group share (a question), and what is each one's own (its choices). The numbers are those of each sequence by itself, because
 //! the engine's are the same in any batch.
 
-use crate::logits::Distribution;
+use crate::{
+    engine::{Engine, Text},
+    logits::Distribution,
+};
 use anyhow::{Result, bail, ensure};
 use fledgling_core::{
     cpu::{CpuEngine, EngineError, Feed, Session},
@@ -23,7 +26,7 @@ pub struct Model<'a> {
     /// Tokenizer and chat template.
     pub info: &'a ModelInfo,
     /// The engine.
-    pub engine: &'a CpuEngine,
+    pub engine: Engine<'a>,
 }
 
 /// Tokens, and where those begin that are scored.
@@ -150,24 +153,25 @@ pub fn prefix_token(info: &ModelInfo) -> Result<[u32; 1]> {
 /// # Errors
 /// Those of the engine, or somebody's wish to stop.
 pub fn score(
-    engine: &CpuEngine,
+    engine: Engine<'_>,
     groups: &[Vec<Sequence>],
     control: &dyn Control,
     stage: &str,
 ) -> Result<Vec<Vec<Scored>>> {
     control.begin(stage, Unit::Documents, Some(groups.len() as u64));
-    let n_longest = groups.iter().flatten().map(|sequence| sequence.fed().len());
-    let n_ctx = n_longest.max().unwrap_or(1).max(1);
-    let mut scorer = Scorer {
-        engine,
-        root: engine.session(n_ctx)?,
+    let mut scorer = match engine {
+        Engine::Cpu(engine) => Some(Scorer::new(engine, groups)?),
+        Engine::Whole(_) => None,
     };
     let mut results = Vec::with_capacity(groups.len());
     let mut rest = groups;
     while !rest.is_empty() {
         check(control)?;
         let (batch, after) = rest.split_at(batch_len(rest));
-        results.extend(scorer.batch(batch)?);
+        results.extend(match &mut scorer {
+            Some(scorer) => scorer.batch(batch)?,
+            None => whole(engine, batch)?,
+        });
         control.advance(batch.len() as u64);
         rest = after;
     }
@@ -223,13 +227,48 @@ fn shared_len<'a>(mut sequences: impl Iterator<Item = &'a Sequence>) -> usize {
     })
 }
 
+/// Scores each sequence from its beginning.
+fn whole(engine: Engine<'_>, groups: &[Vec<Sequence>]) -> Result<Vec<Vec<Scored>>> {
+    let sequences: Vec<&Sequence> = groups.iter().flatten().collect();
+    let texts = sequences.iter().map(|sequence| Text {
+        tokens: sequence.fed(),
+        wanted_from: sequence.n_given(),
+    });
+    let scores = engine.forward(&texts.collect::<Vec<_>>(), &|text, t, logits| {
+        TokenScore::of(logits, sequences[text].ids[t + 1])
+    })?;
+    Ok(by_group(groups, scores))
+}
+
+/// The scores of all sequences in order, parted.
+fn by_group(groups: &[Vec<Sequence>], scores: Vec<TokenScore>) -> Vec<Vec<Scored>> {
+    let mut scores = scores.into_iter();
+    let mut take = |sequence: &Sequence| Scored {
+        tokens: scores
+            .by_ref()
+            .take(sequence.ids.len() - sequence.from)
+            .collect(),
+    };
+    groups
+        .iter()
+        .map(|group| group.iter().map(&mut take).collect())
+        .collect()
+}
+
 struct Scorer<'a> {
     engine: &'a CpuEngine,
     /// Holds what the sequences of the last batch began with together.
     root: Session,
 }
 
-impl Scorer<'_> {
+impl<'a> Scorer<'a> {
+    fn new(engine: &'a CpuEngine, groups: &[Vec<Sequence>]) -> Result<Self> {
+        let n_longest = groups.iter().flatten().map(|sequence| sequence.fed().len());
+        let n_ctx = n_longest.max().unwrap_or(1).max(1);
+        let root = engine.session(n_ctx)?;
+        Ok(Self { engine, root })
+    }
+
     fn batch(&mut self, groups: &[Vec<Sequence>]) -> Result<Vec<Vec<Scored>>, EngineError> {
         let n_root = shared_len(groups.iter().flatten());
         let first = groups.iter().flatten().next();
@@ -284,17 +323,7 @@ impl Scorer<'_> {
             let (sequence, len) = sequences[feed];
             TokenScore::of(logits, sequence.ids[len + t + 1])
         })?;
-        let mut scores = scores.into_iter();
-        let mut take = |sequence: &Sequence| Scored {
-            tokens: scores
-                .by_ref()
-                .take(sequence.ids.len() - sequence.from)
-                .collect(),
-        };
-        Ok(groups
-            .iter()
-            .map(|group| group.iter().map(&mut take).collect())
-            .collect())
+        Ok(by_group(groups, scores))
     }
 }
 
@@ -312,7 +341,7 @@ fn feed_given(engine: &CpuEngine, parts: Vec<(&mut Session, &[u32])>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::tiny;
+    use crate::testing::{Plain, tiny};
     use fledgling_data::control::Quiet;
     use proptest::{collection::vec, prelude::*};
 
@@ -349,12 +378,14 @@ mod tests {
                     choices.into_iter().map(of).collect()
                 })
                 .collect();
-            let got = score(&engine, &groups, &Quiet, "test").unwrap();
+            let got = score(Engine::Cpu(&engine), &groups, &Quiet, "test").unwrap();
             let want: Vec<Vec<Scored>> = groups
                 .iter()
                 .map(|group| group.iter().map(|sequence| alone(&engine, sequence)).collect())
                 .collect();
-            prop_assert_eq!(got, want);
+            prop_assert_eq!(&got, &want);
+            let plain = Plain(&engine);
+            prop_assert_eq!(score(Engine::Whole(&plain), &groups, &Quiet, "test").unwrap(), want);
         }
     }
 
@@ -397,7 +428,7 @@ mod tests {
         }
         let (_, engine) = tiny();
         let sequence = Sequence::within(vec![1, 2], 1, 8).unwrap();
-        let error = score(&engine, &[vec![sequence]], &Stop, "test").unwrap_err();
+        let error = score(Engine::Cpu(&engine), &[vec![sequence]], &Stop, "test").unwrap_err();
         assert!(error.is::<Stopped>());
     }
 }

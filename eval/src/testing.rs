@@ -1,5 +1,7 @@
 //! A tiny model for the tests, and what the fuzz target `task` does.
 
+#[cfg(test)]
+use crate::engine::{Take, Text, WholeTexts};
 use crate::task::{Ask, Items, TaskConfig};
 #[cfg(test)]
 use fledgling_core::{
@@ -77,6 +79,36 @@ pub(crate) fn tiny_of(dtype: DType, seed: u64) -> (ModelInfo, CpuEngine) {
     };
     let engine = CpuEngine::new(&gguf, &options).unwrap();
     (info, engine)
+}
+
+/// The CPU engine as one that computes whole texts: chunks of three rows, the last text first.
+#[cfg(test)]
+pub(crate) struct Plain<'a>(pub(crate) &'a CpuEngine);
+
+#[cfg(test)]
+impl WholeTexts for Plain<'_> {
+    fn logits(&self, texts: &[Text<'_>], take: &mut Take<'_>) -> anyhow::Result<()> {
+        let n_vocab = self.vocab_size();
+        for (i, text) in texts.iter().enumerate().rev() {
+            let mut session = self.0.session(text.tokens.len())?;
+            let (mut places, mut rows) = (Vec::new(), Vec::new());
+            self.0
+                .forward_all(&mut session, text.tokens, &mut |t, logits| {
+                    if t >= text.wanted_from {
+                        places.push((i, t));
+                        rows.extend_from_slice(logits);
+                    }
+                })?;
+            for (places, rows) in places.chunks(3).zip(rows.chunks(3 * n_vocab)) {
+                take(places, rows);
+            }
+        }
+        Ok(())
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.0.spec().vocab_size
+    }
 }
 
 /// The stored corpus of the fuzz target `task`.

@@ -1,6 +1,8 @@
 //! `fledgling eval`: what models can do, side by side. What is measured and how is the crate `fledgling-eval`'s; here are the flags, the
 //! opening of models, and what is printed.
 
+#[cfg(feature = "train")]
+use crate::train::{device::Choice, probe, scoring::BurnEngine, set_threads};
 use crate::{
     advice,
     data::Bars,
@@ -17,8 +19,11 @@ use fledgling_data::{
     config::{Source, Split},
     control::Control,
 };
+#[cfg(feature = "train")]
+use fledgling_eval::task::Kind;
 use fledgling_eval::{
     advice::{Accuracy, Advice, Figures, Quantised, advise},
+    engine::Engine,
     perplexity::{self, Pieces, Windows},
     quality::{self, CHAT_PROMPTS, PROMPTS, Setting},
     reference,
@@ -103,6 +108,10 @@ pub struct Args {
     report: Option<PathBuf>,
     #[command(flatten)]
     engine: EngineArgs,
+    /// Where to compute: cpu (the engine that generate and serve have), or through Burn as training does: flex (CPU), gpu, gpu:N, auto
+    #[cfg(feature = "train")]
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = parse_device)]
+    device: Device,
     /// Print {"models":[{"model":…,"perplexity":…,"tokens":…,"acc":…}]}
     #[arg(long)]
     json: bool,
@@ -117,16 +126,45 @@ fn parse_split(text: &str) -> Result<Split, String> {
     }
 }
 
+/// Where Burn computes; nothing for the CPU engine.
+#[cfg(feature = "train")]
+type Device = Option<Choice>;
+
+#[cfg(feature = "train")]
+fn parse_device(text: &str) -> Result<Device, String> {
+    match text {
+        "cpu" => Ok(None),
+        "flex" => Ok(Some(Choice::Cpu)),
+        _ => text
+            .parse()
+            .map(Some)
+            .map_err(|_| "must be cpu, flex, gpu, gpu:N or auto".to_owned()),
+    }
+}
+
 /// A model with its engine.
 struct Opened {
     model: Model,
-    engine: CpuEngine,
+    engine: Loaded,
+}
+
+enum Loaded {
+    Cpu(Box<CpuEngine>),
+    #[cfg(feature = "train")]
+    Burn(Box<BurnEngine>),
 }
 
 impl Opened {
-    fn new(name: &str, engine: &EngineArgs) -> Result<Self> {
+    fn new(name: &str, args: &Args) -> Result<Self> {
         let model = model::open(name)?;
-        let engine = engine.load(&model)?;
+        #[cfg(feature = "train")]
+        if let Some(choice) = args.device {
+            let engine = BurnEngine::open(&model, choice)?;
+            note(format!("{name}: on {}", engine.place()));
+            let engine = Loaded::Burn(Box::new(engine));
+            return Ok(Self { model, engine });
+        }
+        let engine = Loaded::Cpu(Box::new(args.engine.load(&model)?));
         Ok(Self { model, engine })
     }
 
@@ -134,7 +172,11 @@ impl Opened {
         score::Model {
             name: &self.model.name,
             info: &self.model.info,
-            engine: &self.engine,
+            engine: match &self.engine {
+                Loaded::Cpu(engine) => Engine::Cpu(engine),
+                #[cfg(feature = "train")]
+                Loaded::Burn(engine) => Engine::Whole(engine.as_ref()),
+            },
         }
     }
 }
@@ -146,8 +188,22 @@ impl Opened {
 pub fn run(args: &Args) -> Result<()> {
     check(args)?;
     let tasks = tasks(args)?;
+    #[cfg(feature = "train")]
+    if let Some(choice) = args.device {
+        if args.write || tasks.iter().any(|(task, _)| task.kind == Kind::Generate) {
+            return Err(UsageError(
+                "only the CPU engine writes (--write, tasks of kind `generate`): leave --device out"
+                    .to_owned(),
+            )
+            .into());
+        }
+        if choice != Choice::Cpu {
+            probe::without_display();
+        }
+        set_threads(args.engine.n_threads());
+    }
     let reference = args.reference.as_ref();
-    let reference = reference.map(|name| Opened::new(name, &args.engine));
+    let reference = reference.map(|name| Opened::new(name, args));
     let reference = reference.transpose()?;
     let control = Bars::begin();
     let mut report = Report {
@@ -155,7 +211,7 @@ pub fn run(args: &Args) -> Result<()> {
         ..Report::default()
     };
     for name in &args.models {
-        let opened = Opened::new(name, &args.engine)?;
+        let opened = Opened::new(name, args)?;
         let row = measure(args, &opened, reference.as_ref(), &tasks, &control);
         if row.as_ref().is_err_and(anyhow::Error::is::<Stopped>) {
             control.clear();
@@ -272,6 +328,14 @@ fn setting(args: &Args) -> Vec<(String, String)> {
             "text of the models",
             format!("{how}, {} tokens at most", args.max_tokens),
         );
+    }
+    #[cfg(feature = "train")]
+    if let Some(choice) = args.device {
+        let name = match choice {
+            Choice::Cpu => "flex".to_owned(),
+            choice => choice.to_string(),
+        };
+        add("device", format!("{name}, through Burn"));
     }
     add("processor", crate::bench::machine());
     setting

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     advice::Advice,
+    engine::Engine,
     perplexity::{self, Pieces, Windows},
     quality::{self, Setting},
     reference,
@@ -44,11 +45,12 @@ fn everything() -> Report {
     };
     let mut report = Report::default();
     for ((info, engine), name) in opened.iter().zip(["one", "<two>"]) {
+        let engine = Engine::Cpu(engine);
         let model = Model { name, info, engine };
         let base = Model {
             name: "one",
             info: &opened[0].0,
-            engine: &opened[0].1,
+            engine: Engine::Cpu(&opened[0].1),
         };
         let pieces = Pieces::of_text(info, &text, cut, usize::MAX).unwrap();
         let compared =
@@ -66,9 +68,9 @@ fn everything() -> Report {
         text: "Do <this>.".to_owned(),
         figure: "loss 1.0".to_owned(),
         changes: vec!["train.lr=1e-4".to_owned()],
+        continuing: Vec::new(),
     });
     report
-        continuing: Vec::new(),
 }
 
 #[test]

@@ -273,7 +273,7 @@ fn written(
         stop: task.stop.clone(),
         ..GenerateParams::default()
     };
-    let mut session = model.engine.session(model.info.spec.n_ctx)?;
+    let mut session = model.engine.writing()?.session(model.info.spec.n_ctx)?;
     let (mut exact, mut f1s) = (Vec::new(), Vec::new());
     for item in &items.items {
         check(control)?;
@@ -351,7 +351,7 @@ pub(crate) fn write(
     let tokenizer = Arc::clone(&model.info.tokenizer);
     let mut generation = Generation::new(tokenizer, prompt, model.info.spec.n_ctx, params)?;
     let mut text = String::new();
-    generate::run(model.engine, session, &mut generation, |step| {
+    generate::run(model.engine.writing()?, session, &mut generation, |step| {
         text.push_str(&step.text);
         if control.cancelled() {
             return ControlFlow::Break(());

@@ -1,7 +1,7 @@
 //! Tasks from their files to their figures, on a tiny model.
 
 use super::*;
-use crate::testing::tiny;
+use crate::{engine::Engine, testing::tiny};
 use fledgling_core::{cpu::CpuEngine, model::ModelInfo};
 use fledgling_data::control::Quiet;
 use std::{fs, path::PathBuf};
@@ -207,7 +207,7 @@ fn ask(task: &str, rows: &str) -> (TaskResult, Items, ModelInfo, CpuEngine) {
     let model = Model {
         name: "tiny",
         info: &info,
-        engine: &engine,
+        engine: Engine::Cpu(&engine),
     };
     let result = run(&model, &task, &items, &Quiet).unwrap();
     (result, items, info, engine)
@@ -224,7 +224,7 @@ fn choices_are_counted_by_sum_and_by_length() {
         .iter()
         .map(|choice| {
             let sequence = Sequence::of_pair(&info, "the cat", &format!(" {choice}")).unwrap();
-            let scored = score(&engine, &[vec![sequence]], &Quiet, "").unwrap();
+            let scored = score(Engine::Cpu(&engine), &[vec![sequence]], &Quiet, "").unwrap();
             scored[0][0].log_prob()
         })
         .collect();

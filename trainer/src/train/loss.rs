@@ -11,7 +11,7 @@ use super::{
     ops,
 };
 use burn::tensor::{Tensor, TensorData};
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, ops::Range};
 
 /// Rows of logits that are in memory at a time: at V = 49,152 a chunk is 48 MiB.
 pub(super) const CHUNK_ROWS: usize = 256;
@@ -22,6 +22,19 @@ pub type Gradients = BTreeMap<String, Tensor<1>>;
 /// Logits at the counted positions. [M, V]
 pub fn logits(model: &Transformer, batch: &Batch) -> Tensor<2> {
     model.head().logits(model.hidden(batch).inner())
+}
+
+/// The logits at the counted positions, by chunks of rows. [m, V]
+pub fn logits_by_chunk(
+    model: &Transformer,
+    batch: &Batch,
+    mut each: impl FnMut(Range<usize>, Tensor<2>),
+) {
+    let (hidden, head) = (model.hidden(batch).inner(), model.head());
+    for (start, len) in chunks(batch) {
+        let logits = head.logits(hidden.clone().narrow(0, start, len));
+        each(start..start + len, logits);
+    }
 }
 
 /// Sum of the cross-entropies at the counted positions (nats), without gradients.

@@ -29,6 +29,7 @@ pub mod qat;
 pub mod recompute;
 pub mod resume;
 pub mod samples;
+pub mod scoring;
 pub mod selftest;
 pub mod shape;
 pub mod start;
@@ -50,8 +51,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use checkpoint::State;
 use checkpoints::Checkpoints;
 use config::{Config, Mode};
-use data::Rows;
 use continuing::Continuation;
+use data::Rows;
 use find_lr::Sweep;
 use fit::{Fit, Outcome};
 use fledgling_core::{
@@ -91,13 +92,13 @@ pub struct TrainArgs {
     /// Go on with an interrupted run
     #[arg(long)]
     pub resume: bool,
-    /// Replace a run of the same name
     /// Begin a new run with the best weights of this one (RUN, RUN@last, RUN@step-N), its config and what its figures suggest
     #[arg(long, value_name = "RUN", conflicts_with = "resume")]
     pub continue_from: Option<String>,
     /// Leave the config as it is (with --continue-from)
     #[arg(long, requires = "continue_from")]
     pub no_advice: bool,
+    /// Replace a run of the same name
     #[arg(long, conflicts_with = "resume")]
     pub force: bool,
     /// Read everything, say what would be done and what it would take, and leave nothing behind
@@ -162,10 +163,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         let sweep = prepared.find_lr(n_steps.into())?;
         return print_json_or(args.json, &sweep, || find_lr::describe(&sweep));
     }
-    let outcome = prepared.train(args.resume, args.until)?;
     if let Some(continuation) = &continuation {
         note(continuing::describe(continuation).trim_end());
     }
+    let outcome = prepared.train(args.resume, args.until)?;
     print_json_or(args.json, &outcome, || describe_outcome(&outcome))?;
     if outcome.interrupted {
         std::process::exit(interrupt::INTERRUPTED);
@@ -173,7 +174,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     Ok(())
 }
 
-fn print_json_or(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
 /// The config of a run, and how it goes on from another, if it does.
 fn config_of(args: &TrainArgs) -> Result<(Config, Option<Continuation>)> {
     let file = args.config.as_deref();
@@ -185,6 +185,7 @@ fn config_of(args: &TrainArgs) -> Result<(Config, Option<Continuation>)> {
     Ok((Config::load(file, &args.set)?, None))
 }
 
+fn print_json_or(json: bool, value: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
     if json {
         print_json(value)
     } else {
@@ -412,8 +413,8 @@ fn record_of(config: &Config, base: &models::Model) -> Result<Record> {
         lora: None,
         device: None,
         qat: config.qat.as_ref().map(|qat| qat.format.name()),
-        step: 0,
         continued_from: config.continued_from.clone(),
+        step: 0,
         valid_perplexity_before: None,
         valid_perplexity: None,
     })
@@ -590,8 +591,8 @@ fn with_values(model: Transformer, mut values: Parameters) -> Result<Transformer
 fn remove_old(folder: &Path) -> Result<()> {
     for file in [
         RECORD_FILE,
-        run::MODEL_FILE,
         advice::ADVICE_FILE,
+        run::MODEL_FILE,
         run::ADAPTER_FILE,
         adapter::CONFIG_FILE,
         checkpoint::STATE_FILE, // of versions without checkpoints
@@ -642,8 +643,8 @@ fn describe_outcome(outcome: &Outcome) -> String {
     if outcome.stopped_early {
         text += "stopped early: the held-out loss became no better\n";
     }
-    if outcome.interrupted {
     let run = outcome.run.display();
+    if outcome.interrupted {
         text += &format!("interrupted: go on with fledgling train {run}/config.toml --resume\n");
         return text;
     }

@@ -410,6 +410,29 @@ pub struct Batch {
     pub targets: Vec<u32>,
 }
 
+impl Batch {
+    /// Texts under each other, each with the first of its positions that counts. What follows them is not known.
+    pub fn of_texts(texts: &[(&[u32], usize)]) -> Self {
+        let n_tokens = texts.iter().map(|(ids, _)| ids.len()).max().unwrap_or(0);
+        let mut tokens = Vec::with_capacity(texts.len() * n_tokens);
+        let mut counted = Vec::new();
+        for (ids, from) in texts {
+            let start = tokens.len();
+            counted.extend((start + from..start + ids.len()).map(|at| at as u32));
+            tokens.extend_from_slice(ids);
+            // The causal order keeps what stands behind a text out of it.
+            tokens.resize(start + n_tokens, 0);
+        }
+        Self {
+            tokens,
+            n_rows: texts.len(),
+            n_tokens,
+            targets: vec![0; counted.len()],
+            counted,
+        }
+    }
+}
+
 impl Transformer {
     /// Builds the module that `spec` describes from parameters by their `burn` names, in GGUF's layout. With `lora`,
     /// the layers that have LoRA parameters among `values` train these and everything else is frozen.
