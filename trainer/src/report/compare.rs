@@ -68,63 +68,35 @@ fn plots(runs: &[Overview], histories: &[History]) -> Vec<Plot> {
             "nats a token",
             Scale::Values,
             Kind::Line,
-            |history| {
-                let steps = history.steps.iter();
-                let points: Vec<_> = steps
-                    .map(|at| (at.event.step as f64, at.event.loss))
-                    .collect();
-                smooth(&points)
-            },
+            |history| smooth(&history.curve(|step| step.loss)),
         ),
         plot(
             "Held-out loss",
             "nats a token",
             Scale::Values,
             Kind::Dots,
-            |history| {
-                let validations = history.validations.iter();
-                validations
-                    .map(|at| (at.event.step as f64, at.event.valid_loss))
-                    .collect()
-            },
+            History::held_out,
         ),
         plot(
             "Learning rate",
             "at each step",
             Scale::FromZero,
             Kind::Line,
-            |history| {
-                let steps = history.steps.iter();
-                steps
-                    .map(|at| (at.event.step as f64, at.event.lr))
-                    .collect()
-            },
+            |history| history.curve(|step| step.lr),
         ),
         plot(
             "Gradient norm, smoothed",
             "before clipping",
             Scale::Auto,
             Kind::Line,
-            |history| {
-                let steps = history.steps.iter();
-                let points: Vec<_> = steps
-                    .map(|at| (at.event.step as f64, at.event.grad_norm))
-                    .collect();
-                smooth(&points)
-            },
+            |history| smooth(&history.curve(|step| step.grad_norm)),
         ),
         plot(
             "Throughput, smoothed",
             "tokens a second",
             Scale::FromZero,
             Kind::Line,
-            |history| {
-                let steps = history.steps.iter();
-                let points: Vec<_> = steps
-                    .map(|at| (at.event.step as f64, at.event.tokens_per_s))
-                    .collect();
-                smooth(&points)
-            },
+            |history| smooth(&history.curve(|step| step.tokens_per_s)),
         ),
     ];
     plots.into_iter().flatten().collect()

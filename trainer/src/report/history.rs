@@ -154,6 +154,18 @@ impl History {
         self.steps.iter().map(|at| at.event.tokens).sum()
     }
 
+    /// A figure of each step by the step's number.
+    pub fn curve(&self, figure: fn(&Step) -> f64) -> Vec<(f64, f64)> {
+        let point = |at: &At<Step>| (at.event.step as f64, figure(&at.event));
+        self.steps.iter().map(point).collect()
+    }
+
+    /// Held-out losses by the steps done before.
+    pub fn held_out(&self) -> Vec<(f64, f64)> {
+        let point = |at: &At<Validation>| (at.event.step as f64, at.event.valid_loss);
+        self.validations.iter().map(point).collect()
+    }
+
     /// Held-out perplexity before the first step.
     pub fn perplexity_before(&self) -> Option<f64> {
         let first = self.validations.first().filter(|at| at.event.step == 0);

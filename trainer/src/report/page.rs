@@ -131,7 +131,7 @@ fn tiles(run: &Overview, history: &History) -> Vec<Tile> {
     let more: Vec<_> = more.into_iter().filter(|text| !text.is_empty()).collect();
     tiles.push(tile("steps", thousands(run.step), more.join(", ")));
     if let Some(loss) = run.train_loss {
-        let points = losses(history);
+        let points = history.curve(|step| step.loss);
         let smoothed = smooth(&points).last().map_or(loss, |point| point.1);
         tiles.push(tile(
             "training loss",
@@ -174,20 +174,10 @@ fn tiles(run: &Overview, history: &History) -> Vec<Tile> {
     tiles
 }
 
-fn losses(history: &History) -> Vec<(f64, f64)> {
-    let points = history.steps.iter();
-    points
-        .map(|at| (at.event.step as f64, at.event.loss))
-        .collect()
-}
-
 /// Training loss, faint and smoothed, and the held-out loss.
 fn loss_plot(history: &History) -> Option<Plot> {
-    let points = losses(history);
-    let valid = history.validations.iter();
-    let valid = valid
-        .map(|at| (at.event.step as f64, at.event.valid_loss))
-        .collect();
+    let points = history.curve(|step| step.loss);
+    let valid = history.held_out();
     let series = |name: &str, colour, kind, points| Series {
         name: name.to_owned(),
         colour,
@@ -209,11 +199,7 @@ fn loss_plot(history: &History) -> Option<Plot> {
 fn plots(history: &History) -> Vec<Plot> {
     let line =
         |title: &str, y_label: &str, scale, colour, value: fn(&super::events::Step) -> f64| {
-            let points: Vec<_> = history
-                .steps
-                .iter()
-                .map(|at| (at.event.step as f64, value(&at.event)))
-                .collect();
+            let points = history.curve(value);
             let series = Series {
                 name: title.to_owned(),
                 colour,

@@ -115,8 +115,12 @@ impl Samples {
             if active.is_empty() || stop() {
                 break;
             }
-            let contexts: Vec<&[u32]> = active.iter().map(|&i| generations[i].context()).collect();
-            let logits = to_vec(loss::logits(&model, &last_positions(&contexts)));
+            let last = |&i: &usize| {
+                let context = generations[i].context();
+                (context, context.len() - 1)
+            };
+            let contexts: Vec<_> = active.iter().map(last).collect();
+            let logits = to_vec(loss::logits(&model, &Batch::of_texts(&contexts)));
             let width = logits.len() / active.len();
             for (&i, row) in active.iter().zip(logits.chunks_exact(width)) {
                 answers[i] += &generations[i].sample(&mut row.to_vec()).text;
@@ -124,28 +128,5 @@ impl Samples {
         }
         let texts = self.prompts.iter().map(|prompt| prompt.text.as_str());
         Ok(texts.zip(answers).collect())
-    }
-}
-
-/// A batch of contexts, of each of which the last position counts.
-fn last_positions(contexts: &[&[u32]]) -> Batch {
-    let n_tokens = contexts
-        .iter()
-        .map(|context| context.len())
-        .max()
-        .unwrap_or(0);
-    let mut tokens = Vec::with_capacity(contexts.len() * n_tokens);
-    let mut counted = Vec::with_capacity(contexts.len());
-    for context in contexts {
-        counted.push((tokens.len() + context.len() - 1) as u32);
-        tokens.extend_from_slice(context);
-        tokens.resize(tokens.len() + n_tokens - context.len(), 0);
-    }
-    Batch {
-        tokens,
-        n_rows: contexts.len(),
-        n_tokens,
-        targets: vec![0; counted.len()],
-        counted,
     }
 }
