@@ -2,7 +2,7 @@
 
 use crate::{
     chat::{ChatError, ChatTemplate, Message},
-    gguf::Header,
+    gguf::{Header, split},
     spec::{ModelSpec, SpecError, check_tensors},
     tokenizer::{Tokenizer, TokenizerError},
 };
@@ -30,6 +30,10 @@ impl ModelInfo {
     /// What is missing or not understood, by key or tensor.
     pub fn from_header(header: &Header) -> Result<Self, ModelError> {
         let metadata = &header.metadata;
+        if let Some(count) = split::n_parts(metadata) {
+            let no = split::part_no(metadata).unwrap_or(0);
+            return Err(ModelError::Part { no, count });
+        }
         let spec = ModelSpec::from_header(header)?;
         check_tensors(header, &spec)?;
         let tokenizer = Tokenizer::from_metadata(metadata)?;
@@ -98,6 +102,14 @@ fn text_of(tokenizer: &Tokenizer, id: Option<u32>) -> String {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
+    /// A part of a model that lies in several files.
+    #[error("this is part {no} of a model in {count} files: open all of them together")]
+    Part {
+        /// Number of the part, from 1.
+        no: u64,
+        /// How many there are.
+        count: u64,
+    },
     /// The architecture.
     #[error(transparent)]
     Spec(#[from] SpecError),

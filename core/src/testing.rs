@@ -1,7 +1,7 @@
 //! Tiny random models built in memory, for the tests of the crates above (feature `testing`).
 
 use crate::{
-    gguf::{Gguf, Header, Layout, Metadata, StringArray, TensorDecl},
+    gguf::{Gguf, Header, Layout, Metadata, StringArray, TensorDecl, TensorInfo, split},
     model::ModelInfo,
     quant::{self, DType, Importance},
     spec::{Family, ModelSpec, Position, Role, TensorEntry, tensor_table},
@@ -69,6 +69,58 @@ pub fn random_model(spec: &ModelSpec, dtype: DType, seed: u64) -> Vec<u8> {
     writer.finish().expect("all tensors came")
 }
 
+/// [`tiny_model`] in files of at most `max_bytes` ([`split::split`]), told apart from others by its seed.
+///
+/// # Panics
+/// When something is wrong with this crate.
+pub fn tiny_parts(family: Family, dtype: DType, seed: u64, max_bytes: u64) -> Vec<Vec<u8>> {
+    let whole = Gguf::parse(tiny_model(family, dtype, seed).into()).expect("a valid file");
+    let header = whole.header();
+    let decls: Vec<_> = header.tensors.iter().map(decl_of).collect();
+    let id = seed.to_string();
+    let layouts = split::split(&header.metadata, &decls, max_bytes, &id).expect("valid parts");
+    let write = |layout: Layout| {
+        let names: Vec<_> = layout
+            .header()
+            .tensors
+            .iter()
+            .map(|info| info.name.clone())
+            .collect();
+        let mut writer = layout.write_to(Vec::new()).expect("a Vec takes all bytes");
+        for name in names {
+            let (_, bytes) = whole.tensor(&name).expect("it is there");
+            writer.write_tensor(&name, &bytes).expect("in order");
+        }
+        writer.finish().expect("all tensors came")
+    };
+    layouts.into_iter().map(write).collect()
+}
+
+/// What the fuzz target `parts` and the replay of its corpus do: files, each behind its length of four bytes, as the parts of a
+/// model.
+///
+/// # Panics
+/// When something is wrong with this crate.
+pub fn exercise_parts(mut bytes: &[u8]) {
+    let mut parts = Vec::new();
+    while let Some((len, rest)) = bytes.split_first_chunk::<4>() {
+        let len = (u32::from_le_bytes(*len) as usize).min(rest.len());
+        parts.push(Bytes::copy_from_slice(&rest[..len]));
+        bytes = &rest[len..];
+    }
+    let Ok(gguf) = Gguf::from_parts(parts) else {
+        return;
+    };
+    check_rewriting(gguf.header());
+    let _ = ModelInfo::from_header(gguf.header());
+    for info in &gguf.header().tensors {
+        let values = gguf
+            .tensor_f32(&info.name)
+            .expect("tensors lie within their part");
+        assert_eq!(values.len() as u64, info.shape.iter().product::<u64>());
+    }
+}
+
 /// What the fuzz target `gguf` and the replay of its corpus do with a file: everything that reads foreign bytes,
 /// up to the weights, and a check that what was read can be written and read again.
 ///
@@ -132,13 +184,17 @@ pub fn exercise_tokenizer(bytes: &[u8]) {
     }
 }
 
-/// That a header survives the writer. The offsets may differ: other tools may leave gaps.
-fn check_rewriting(header: &Header) {
-    let decls = header.tensors.iter().map(|info| TensorDecl {
+fn decl_of(info: &TensorInfo) -> TensorDecl {
+    TensorDecl {
         name: info.name.clone(),
         dtype: info.dtype,
         shape: info.shape.iter().rev().map(|n| *n as usize).collect(),
-    });
+    }
+}
+
+/// That a header survives the writer. The offsets may differ: other tools may leave gaps.
+fn check_rewriting(header: &Header) {
+    let decls = header.tensors.iter().map(decl_of);
     let Ok(layout) = Layout::new(header.metadata.clone(), decls) else {
         return;
     };

@@ -23,6 +23,7 @@ mod error;
 mod fields;
 mod mapped;
 mod middleware;
+mod model_files;
 mod reply;
 mod request;
 mod routes;
@@ -34,6 +35,7 @@ mod tests;
 mod worker;
 
 pub use mapped::mapped_file;
+pub use model_files::{MappedModel, ModelFileError, first_parts, mapped_model};
 pub use routes::router;
 pub use state::{ApiOptions, ApiState, StateError};
 pub use worker::Stats;

@@ -8,10 +8,9 @@ use anyhow::{Context, Result};
 use config::{Config, InvokeMode};
 use fledgling_core::{
     cpu::{CpuEngine, CpuOptions, KvDType},
-    gguf::Gguf,
     model::ModelInfo,
 };
-use fledgling_lambda::{ApiState, mapped_file, router};
+use fledgling_lambda::{ApiState, mapped_model, router};
 use std::{
     path::Path,
     process::ExitCode,
@@ -65,7 +64,7 @@ async fn serve(state: ApiState, mode: InvokeMode) -> Result<(), lambda_http::Err
 }
 
 fn load(config: &Config) -> Result<ApiState> {
-    let gguf = Gguf::parse(mapped_file(&config.model)?)?;
+    let gguf = mapped_model(&config.model)?.gguf;
     let info = ModelInfo::from_header(gguf.header())?;
     let options = CpuOptions {
         n_threads: config.n_threads,

@@ -150,4 +150,61 @@ pub enum GgufError {
     /// No tensor of this name.
     #[error("the file has no tensor `{0}`")]
     MissingTensor(String),
+    /// Something is wrong within one of several files.
+    #[error("part {no}: {error}")]
+    InPart {
+        /// Number of the part, from 1.
+        no: u64,
+        /// What.
+        error: Box<GgufError>,
+    },
+    /// A file is not the part that its place makes it.
+    #[error(
+        "part {no} of {count} says {}: it is another file, or of another model",
+        of_parts(*.found_no, *.found_count)
+    )]
+    PartNumber {
+        /// Number of the part by its place, from 1.
+        no: u64,
+        /// How many parts were given.
+        count: u64,
+        /// Number of the part by its own keys, from 1.
+        found_no: Option<u64>,
+        /// How many parts there are by its own keys.
+        found_count: Option<u64>,
+    },
+    /// A part that was split alike, but of another model.
+    #[error("part {no} belongs to another model than part 1")]
+    ForeignPart {
+        /// Number of the part, from 1.
+        no: u64,
+    },
+    /// The parts do not hold what they say together.
+    #[error(
+        "the parts hold {got} tensors together and say that they are {expected}: one is of another model"
+    )]
+    PartTensors {
+        /// Tensors by `split.tensors.count`.
+        expected: u64,
+        /// Tensors that are there.
+        got: u64,
+    },
+    /// New values would move what lies behind the header.
+    #[error(
+        "the header would have {got} bytes instead of {expected}: values may only be replaced by others of their size"
+    )]
+    HeaderSize {
+        /// Bytes of the header as it was planned.
+        expected: u64,
+        /// Bytes with the new values.
+        got: u64,
+    },
+}
+
+/// `that it is part 2 of 3`
+fn of_parts(no: Option<u64>, count: Option<u64>) -> String {
+    match (no, count) {
+        (Some(no), Some(count)) => format!("that it is part {no} of {count}"),
+        _ => "nothing of parts".to_owned(),
+    }
 }

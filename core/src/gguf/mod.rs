@@ -2,11 +2,13 @@
 //!
 //! [`Header::parse`] needs only the beginning of a file, so that a browser can plan its buffers while the rest is
 //! still on the way; [`Gguf`] is a header and the whole file, and lends tensors without copying them.
+//! A model may lie in several files ([`split`]), which [`Gguf::from_parts`] opens as one.
 //! Hostile bytes give a [`GgufError`] with the place, never a panic and never an allocation out of proportion to
 //! the input's size.
 
 mod error;
 mod read;
+pub mod split;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -73,30 +75,45 @@ impl Header {
     }
 }
 
-/// A whole file. Cloning it shares the bytes.
+/// A whole file, or all parts of a model in several. Cloning it shares the bytes.
 #[derive(Debug, Clone)]
 pub struct Gguf {
     header: Header,
-    bytes: Bytes,
+    /// By where they begin. Never empty, and the first begins at 0.
+    parts: Vec<split::Part>,
 }
 
 impl Gguf {
-    /// Opens a file's bytes (a `Vec<u8>`, a static slice, or a memory map through `Bytes::from_owner`).
+    /// Opens a file's bytes (a `Vec<u8>`, a static slice, or a memory map through `Bytes::from_owner`). Of a part of a model in
+    /// several files this is that part alone.
     ///
     /// # Errors
     /// When the header is broken or a tensor lies outside the file.
     pub fn parse(bytes: Bytes) -> Result<Self, GgufError> {
-        let have = bytes.len() as u64;
-        let header = Header::parse(&bytes).map_err(|error| match error {
-            GgufError::Incomplete { have, need } => GgufError::Truncated { have, need },
-            other => other,
-        })?;
-        let need = header.file_len_bytes();
-        // A file without tensors (a vocabulary) may end before the padding of its header does.
-        if have < need && !header.tensors.is_empty() {
-            return Err(GgufError::Truncated { have, need });
-        }
-        Ok(Self { header, bytes })
+        let header = whole_header(&bytes)?;
+        let parts = vec![split::Part { start: 0, bytes }];
+        Ok(Self { header, parts })
+    }
+    /// Opens a model that lies in several files, given in their order (one alone may be whole). Its header is that of one file: the metadata of the first
+    /// part, and [`Header::file_range`] counts through the parts as if they lay one behind the other.
+    ///
+    /// # Errors
+    /// [`GgufError::InPart`] for what is wrong within a part; a part that is missing, out of place, or of another model; tensors
+    /// that are missing or stand twice.
+    pub fn from_parts(parts: Vec<Bytes>) -> Result<Self, GgufError> {
+        let parts = parts.into_iter().enumerate().map(|(idx, bytes)| {
+            let header = whole_header(&bytes).map_err(|error| GgufError::InPart {
+                no: idx as u64 + 1,
+                error: Box::new(error),
+            })?;
+            Ok((header, bytes))
+        });
+        let (header, parts) = split::join(parts.collect::<Result<_, _>>()?)?;
+        Ok(Self { header, parts })
+    }
+    /// How many files it was opened from.
+    pub fn n_parts(&self) -> usize {
+        self.parts.len()
     }
     /// The header.
     pub fn header(&self) -> &Header {
@@ -110,8 +127,11 @@ impl Gguf {
         let missing = || GgufError::MissingTensor(name.to_owned());
         let info = self.header.tensor(name).ok_or_else(missing)?;
         let Range { start, end } = self.header.file_range(info);
-        // `parse` has checked that the range lies within the bytes, so both ends fit usize.
-        Ok((info, self.bytes.slice(start as usize..end as usize)))
+        // Whatever opened the file has checked that the range lies within a part's bytes, so both ends fit usize.
+        let idx = self.parts.partition_point(|part| part.start <= start) - 1;
+        let part = &self.parts[idx];
+        let range = (start - part.start) as usize..(end - part.start) as usize;
+        Ok((info, part.bytes.slice(range)))
     }
     /// A tensor's values as f32, in file order.
     ///
@@ -124,4 +144,19 @@ impl Gguf {
         quant::dequantize(info.dtype, &bytes, &mut values);
         Ok(values)
     }
+}
+
+/// The header of a file that is there as a whole.
+fn whole_header(bytes: &[u8]) -> Result<Header, GgufError> {
+    let have = bytes.len() as u64;
+    let header = Header::parse(bytes).map_err(|error| match error {
+        GgufError::Incomplete { have, need } => GgufError::Truncated { have, need },
+        other => other,
+    })?;
+    let need = header.file_len_bytes();
+    // A file without tensors (a vocabulary) may end before the padding of its header does.
+    if have < need && !header.tensors.is_empty() {
+        return Err(GgufError::Truncated { have, need });
+    }
+    Ok(header)
 }

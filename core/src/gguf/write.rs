@@ -69,6 +69,30 @@ impl Layout {
             .next_multiple_of(self.header.alignment)
     }
 
+    /// The header's bytes, up to where the tensors begin.
+    pub fn header_bytes(&self) -> &[u8] {
+        &self.header_bytes
+    }
+
+    /// The same file with other values of metadata: what is known only when the tensors are written takes the place of
+    /// values of the same size.
+    ///
+    /// # Errors
+    /// [`GgufError::HeaderSize`] when the tensors would not lie where they do.
+    pub fn with_values(&self, values: Metadata) -> Result<Self, GgufError> {
+        let mut header = self.header.clone();
+        header.metadata.extend(values);
+        let header_bytes = encode_header(&header.metadata, &header.tensors, header.alignment);
+        let (expected, got) = (self.header_bytes.len() as u64, header_bytes.len() as u64);
+        if expected != got {
+            return Err(GgufError::HeaderSize { expected, got });
+        }
+        Ok(Self {
+            header,
+            header_bytes,
+        })
+    }
+
     /// Writes the header and takes the tensors next.
     ///
     /// # Errors
@@ -203,6 +227,11 @@ fn encode_header(metadata: &Metadata, tensors: &[TensorInfo], alignment: u64) ->
     let len = out.0.len().next_multiple_of(alignment as usize);
     out.0.resize(len, 0);
     out.0
+}
+
+/// Bytes that [`encode_header`] gives a tensor.
+pub(super) fn tensor_entry_bytes(info: &TensorInfo) -> u64 {
+    (8 + info.name.len() + 4 + 8 * info.shape.len() + 4 + 8) as u64
 }
 
 struct Encoder(Vec<u8>);
