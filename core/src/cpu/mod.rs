@@ -9,6 +9,7 @@ mod avx2;
 mod forward;
 mod kernels;
 pub mod math;
+mod memory;
 mod scalar;
 mod session;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod vector;
 mod wasm;
 mod weights;
 
+pub use memory::CpuMemory;
 pub use session::Session;
 
 use crate::{
