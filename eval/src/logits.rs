@@ -51,7 +51,8 @@ impl<'a> Distribution<'a> {
         Self {
             logits,
             max,
-            log_sum: sum_exp(logits, max).ln(),
+            // Of one library everywhere: what is recorded of a model is compared to the bit.
+            log_sum: libm::log(sum_exp(logits, max)),
         }
     }
 
@@ -84,7 +85,7 @@ impl<'a> Distribution<'a> {
             let rest = p_rest.iter().zip(q_rest);
             sum += rest.map(|(&p, &q)| f64::from(term(p, q))).sum::<f64>();
         }
-        (sum / self.log_sum.exp() - self.log_sum + q.log_sum).max(0.0)
+        (sum / libm::exp(self.log_sum) - self.log_sum + q.log_sum).max(0.0)
     }
 }
 

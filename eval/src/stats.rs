@@ -25,7 +25,7 @@ impl Estimate {
     /// `exp` of it, with the standard error by the delta method: `d exp(x) = exp(x) dx`.
     #[must_use]
     pub fn exp(self) -> Self {
-        let value = self.value.exp();
+        let value = libm::exp(self.value);
         let stderr = self.stderr.map(|stderr| value * stderr);
         Self { value, stderr }
     }
