@@ -79,7 +79,7 @@ pub fn folder_to_gguf(folder: &Path, target: &Path, replace: bool) -> Result<()>
     )
 }
 
-fn model_name(folder: &Path, config: &Json) -> String {
+pub(crate) fn model_name(folder: &Path, config: &Json) -> String {
     let from_config = config["_name_or_path"]
         .as_str()
         .filter(|name| !name.is_empty() && !name.starts_with(['/', '.']));
@@ -319,7 +319,7 @@ struct Weights {
 }
 
 /// A name without what stands before it in some files.
-fn bare(name: &str) -> &str {
+pub(crate) fn bare(name: &str) -> &str {
     let shorter = PREFIXES.iter().find_map(|prefix| name.strip_prefix(prefix));
     shorter.map_or(name, bare)
 }

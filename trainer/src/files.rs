@@ -4,7 +4,7 @@ use crate::interrupt::Unfinished;
 use anyhow::{Context, Result, bail};
 use std::{
     fs,
-    io::{self, BufWriter, Write},
+    io::{self, BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
 };
 use tempfile::NamedTempFile;
@@ -61,11 +61,40 @@ impl Staged {
         self.file.get_ref().path()
     }
 
+    /// Where they will be.
+    pub fn target(&self) -> &Path {
+        &self.target
+    }
+
+    /// Writes over what stands at `offset`, and goes on behind the end.
+    ///
+    /// # Errors
+    /// As writing.
+    pub fn rewrite(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let failed = |error| explain_write(error, &self.target);
+        self.file.seek(SeekFrom::Start(offset)).map_err(failed)?;
+        self.file.write_all(bytes).map_err(failed)?;
+        self.file.seek(SeekFrom::End(0)).map_err(failed)?;
+        Ok(())
+    }
+
     /// Syncs the bytes to disk and gives the file its name.
     ///
     /// # Errors
     /// When writing fails, or another process made `target` in the meantime and `replace` is not set.
-    pub fn commit(self) -> Result<()> {
+    pub fn commit(mut self) -> Result<()> {
+        self.sync()?;
+        self.rename()
+    }
+
+    fn sync(&mut self) -> Result<()> {
+        let synced = self.file.flush();
+        synced
+            .and_then(|()| self.file.get_ref().as_file().sync_all())
+            .map_err(|error| explain_write(error, &self.target))
+    }
+
+    fn rename(self) -> Result<()> {
         let Self {
             file,
             target,
@@ -75,9 +104,6 @@ impl Staged {
         let file = file
             .into_inner()
             .map_err(|error| explain_write(error.into_error(), &target))?;
-        file.as_file()
-            .sync_all()
-            .map_err(|error| explain_write(error, &target))?;
         let persisted = if replace {
             file.persist(&target)
         } else {
@@ -87,6 +113,35 @@ impl Staged {
         sync_folder(folder_of(&target));
         Ok(())
     }
+}
+
+/// Gives several files of one whole their names: all of them, or none when one cannot have it. `old` are files of what is
+/// replaced that go with it.
+///
+/// # Errors
+/// As [`Staged::commit`].
+pub fn commit_all(mut staged: Vec<Staged>, old: &[PathBuf]) -> Result<()> {
+    for file in &mut staged {
+        file.sync()?;
+    }
+    let targets: Vec<_> = staged.iter().map(|file| file.target.clone()).collect();
+    // Until all have their names, an end takes away those that have. One alone has it at once.
+    let several = targets.iter().filter(|_| targets.len() > 1);
+    let unfinished: Vec<_> = several.map(|target| Unfinished::new(target)).collect();
+    for path in old.iter().filter(|path| !targets.contains(path)) {
+        fs::remove_file(path).map_err(|error| explain_write(error, path))?;
+    }
+    for (n_done, file) in staged.into_iter().enumerate() {
+        if let Err(error) = file.rename() {
+            for target in &targets[..n_done] {
+                // What the first failure says matters; a second one changes nothing about it.
+                let _ = fs::remove_file(target);
+            }
+            return Err(error);
+        }
+    }
+    drop(unfinished);
+    Ok(())
 }
 
 impl Write for Staged {
@@ -212,6 +267,30 @@ mod tests {
         assert!(error.to_string().contains("--force"), "{error}");
         write_whole(&target, b"new").unwrap();
         assert_eq!(fs::read(&target).unwrap(), b"new");
+    }
+
+    #[test]
+    fn several_files_get_their_names_together_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let stage = |name: &str| {
+            let mut staged = Staged::create(&path(name), false).unwrap();
+            staged.write_all(b"0123").unwrap();
+            staged
+        };
+        let (mut first, second) = (stage("a"), stage("b"));
+        first.rewrite(1, b"xy").unwrap();
+        first.write_all(b"4").unwrap();
+        fs::write(path("old"), b"").unwrap();
+        commit_all(vec![first, second], &[path("old")]).unwrap();
+        assert_eq!(fs::read(path("a")).unwrap(), b"0xy34");
+        assert!(path("b").is_file() && !path("old").exists());
+
+        let (first, second) = (stage("c"), stage("d"));
+        fs::write(path("d"), b"of another process").unwrap();
+        commit_all(vec![first, second], &[]).unwrap_err();
+        assert!(!path("c").exists(), "half of it");
+        assert_eq!(fs::read(path("d")).unwrap(), b"of another process");
     }
 
     #[cfg(target_os = "linux")]

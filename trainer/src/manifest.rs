@@ -1,6 +1,6 @@
 //! What a checkpoint consists of, with the sums of its files, and what it belongs to.
 
-use crate::{files::write_whole, run::sha256_hex};
+use crate::{files::write_whole, sums::sha256_hex};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, path::Path};

@@ -4,7 +4,9 @@
 use crate::{
     adapter::Adapter,
     cache::Cache,
-    convert, gguf_file,
+    convert,
+    files::folder_of,
+    gguf_file,
     interrupt::Unfinished,
     output::UsageError,
     pull::source::{NAMED, nearest},
@@ -13,11 +15,12 @@ use crate::{
 use anyhow::{Context, Result, bail};
 use fledgling_core::{
     cpu::{CpuEngine, CpuOptions, KvDType},
-    gguf::{Gguf, Header, TensorDecl},
+    gguf::{Gguf, Header, TensorDecl, split::PartName},
     model::ModelInfo,
     quant::DType,
     spec::ModelSpec,
 };
+use fledgling_lambda::{first_parts, mapped_model};
 use std::path::{Path, PathBuf};
 
 /// An opened model. Its bytes are mapped, not read.
@@ -25,8 +28,10 @@ use std::path::{Path, PathBuf};
 pub struct Model {
     /// What the user called it.
     pub name: String,
-    /// The GGUF file; for a folder, a temporary one that lives as long as this value.
+    /// The GGUF file, of several the one that was named; for a folder, a temporary one that lives as long as this value.
     pub path: PathBuf,
+    /// That file, or all parts of the model.
+    pub files: Vec<PathBuf>,
     /// The file.
     pub gguf: Gguf,
     /// Spec, tokenizer, chat template.
@@ -50,12 +55,13 @@ pub fn open(text: &str) -> Result<Model> {
     if path.is_dir() {
         return open_folder(text, &path);
     }
-    let (gguf, info) = open_gguf(&path)?;
+    let mapped = mapped_model(&path)?;
     Ok(Model {
         name: text.to_owned(),
+        info: read_info(&mapped.gguf, &path)?,
         path,
-        gguf,
-        info,
+        files: mapped.files,
+        gguf: mapped.gguf,
         _converted: None,
     })
 }
@@ -72,6 +78,9 @@ pub fn locate(text: &str) -> Result<PathBuf> {
     if path.exists() {
         return Ok(path);
     }
+    if let Some(path) = locate_parts(&path)? {
+        return Ok(path);
+    }
     if let Some(path) = run::locate_checkpoint(text)? {
         return Ok(path);
     }
@@ -86,6 +95,30 @@ pub fn locate(text: &str) -> Result<PathBuf> {
         return Ok(cache.path_of(&entry));
     }
     Err(UsageError(not_found(text, &cache)).into())
+}
+
+/// A part of the model in several files that is called `path` or `path` without its `.gguf`.
+fn locate_parts(path: &Path) -> Result<Option<PathBuf>> {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else {
+        return Ok(None);
+    };
+    let prefix = name.strip_suffix(".gguf").unwrap_or(name);
+    match &first_parts(folder_of(path), prefix)[..] {
+        [] => Ok(None),
+        [one] => Ok(Some(one.clone())),
+        several => {
+            let names: Vec<_> = several
+                .iter()
+                .map(|path| path.display().to_string())
+                .collect();
+            Err(UsageError(format!(
+                "{} was split more than once: say which one ({})",
+                path.display(),
+                names.join(", ")
+            ))
+            .into())
+        }
+    }
 }
 
 fn not_found(text: &str, cache: &Cache) -> String {
@@ -112,26 +145,46 @@ fn not_found(text: &str, cache: &Cache) -> String {
     format!("there is no file, folder or pulled model `{text}`: {advice} (pulled models: {list})")
 }
 
-/// Maps a GGUF file and reads what its header means.
+/// Maps a GGUF file, or all parts of one, and reads what its header means.
 ///
 /// # Errors
 /// When it is no GGUF file, a broken one, or a model that we do not run; with the path.
 pub fn open_gguf(path: &Path) -> Result<(Gguf, ModelInfo)> {
     let gguf = map_gguf(path)?;
-    let place = || path.display().to_string();
-    let mut info = ModelInfo::from_header(gguf.header()).with_context(place)?;
-    // With the divisors of RoPE's frequencies, which are no part of the header.
-    info.spec = ModelSpec::from_gguf(&gguf).with_context(place)?;
+    let info = read_info(&gguf, path)?;
     Ok((gguf, info))
 }
 
-/// Maps a GGUF file, whatever model it holds.
+/// What the header of an opened file means.
+///
+/// # Errors
+/// When it is no model that we run, with the path.
+pub fn read_info(gguf: &Gguf, path: &Path) -> Result<ModelInfo> {
+    let place = || path.display().to_string();
+    let mut info = ModelInfo::from_header(gguf.header()).with_context(place)?;
+    // With the divisors of RoPE's frequencies, which are no part of the header.
+    info.spec = ModelSpec::from_gguf(gguf).with_context(place)?;
+    Ok(info)
+}
+
+/// Maps a GGUF file, or all parts of one, whatever model it holds.
 ///
 /// # Errors
 /// When it cannot be read or is no GGUF file.
 pub fn map_gguf(path: &Path) -> Result<Gguf> {
-    let bytes = fledgling_lambda::mapped_file(path)?;
-    Gguf::parse(bytes).with_context(|| path.display().to_string())
+    Ok(mapped_model(path)?.gguf)
+}
+
+/// The files of the model that `path` is of: itself, or all parts.
+///
+/// # Errors
+/// As [`map_gguf`] where the name is that of a part.
+pub fn files_of(path: &Path) -> Result<Vec<PathBuf>> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    match name.and_then(PartName::parse) {
+        Some(_) => Ok(mapped_model(path)?.files),
+        None => Ok(vec![path.to_owned()]),
+    }
 }
 
 /// Reads the header of a GGUF file.
@@ -231,6 +284,7 @@ fn open_converted(
     let (gguf, info) = open_gguf(&path)?;
     Ok(Model {
         name: text.to_owned(),
+        files: vec![path.clone()],
         path,
         gguf,
         info,

@@ -11,6 +11,7 @@ use crate::{
     adapter::{self, Adapter},
     convert, gguf_file,
     model::{self, Model},
+    sums::{sha256_file, sha256_hex},
 };
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -21,7 +22,6 @@ use fledgling_core::{
 };
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -319,7 +319,7 @@ fn open_base(base: &Base) -> Result<Model> {
     model::open(&path.to_string_lossy()).with_context(advice)
 }
 
-/// What tells a model from every other: the SHA-256 of a file; of a run's folder that of its weights, for a LoRA together
+/// What tells a model from every other: the SHA-256 of a file, of several parts that of their hashes; of a run's folder that of its weights, for a LoRA together
 /// with its base; of a folder as the Hugging Face hub has it that of the names and hashes of config and weights.
 ///
 /// # Errors
@@ -329,18 +329,18 @@ pub fn identity(path: &Path) -> Result<String> {
 }
 
 fn identity_within(path: &Path, n_bases: usize) -> Result<String> {
-    let of_file = |path: &Path| {
-        let bytes = fledgling_lambda::mapped_file(path)
-            .with_context(|| format!("cannot read {}", path.display()))?;
-        anyhow::Ok(sha256_hex(&bytes))
-    };
-    if !path.is_dir() {
-        return of_file(path);
-    }
     let mut parts = Vec::new();
-    if is_run_folder(path) {
+    if !path.is_dir() {
+        let files = model::files_of(path)?;
+        if files.len() == 1 {
+            return sha256_file(path);
+        }
+        for file in files {
+            parts.push(sha256_file(&file)?);
+        }
+    } else if is_run_folder(path) {
         let record = read_record(path)?;
-        parts.push(of_file(&path.join(weights_file(path, &record)))?);
+        parts.push(sha256_file(&path.join(weights_file(path, &record)))?);
         if record.lora.is_some() {
             ensure!(
                 n_bases > 0,
@@ -353,7 +353,7 @@ fn identity_within(path: &Path, n_bases: usize) -> Result<String> {
         let config = path.join("config.json");
         for file in std::iter::once(config).chain(convert::weight_files(path)?) {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            parts.push(format!("{name} {}", of_file(&file)?));
+            parts.push(format!("{name} {}", sha256_file(&file)?));
         }
     }
     Ok(sha256_hex(parts.join("\n").as_bytes()))
@@ -361,11 +361,6 @@ fn identity_within(path: &Path, n_bases: usize) -> Result<String> {
 
 /// Values of tensors by name: the table's `burn` names where a module is built of them.
 pub type Parameters = BTreeMap<String, Vec<f32>>;
-
-/// SHA-256 in hexadecimal.
-pub fn sha256_hex(bytes: &[u8]) -> String {
-    format!("{:x}", Sha256::digest(bytes))
-}
 
 impl Run {
     /// Every tensor of the model's GGUF file in file order, f32 in GGUF's layout, with the LoRA merged.

@@ -93,12 +93,15 @@ pub fn run(args: &Args) -> Result<()> {
         // The port first: it costs nothing, the model may cost seconds.
         let listener = listen(&args.host, args.port).await?;
         let model = model::open(&args.model)?;
-        let path = model.path.clone();
+        let files = model.files.clone();
         let state = api_state(args, &model, api_keys)?;
         if page.is_none() && !args.no_page {
             note("the page is not built: serving the API only (build it with `cargo xtask web`, or name its folder with --page)");
         }
-        serve(listener, app(state, &path, page.as_deref()), args.json).await
+        if files.len() > 1 && page.is_some() {
+            note("the page cannot load a model in several files yet: it uses the API (export it as one file for the browser)");
+        }
+        serve(listener, app(state, &files, page.as_deref()), args.json).await
     })
 }
 
@@ -170,17 +173,23 @@ fn api_state(args: &Args, model: &Model, api_keys: Vec<String>) -> Result<ApiSta
     Ok(ApiState::new(info, engine, options)?)
 }
 
-/// The page's files first, then the API.
-fn app(state: ApiState, model: &Path, page: Option<&Path>) -> Router {
-    let file = model.file_name().map_or_else(
-        || "model.gguf".to_owned(),
-        |name| name.to_string_lossy().into_owned(),
-    );
-    let size_bytes = std::fs::metadata(model).map(|metadata| metadata.len()).ok();
-    let shelf = serde_json::json!([{"name": file, "url": format!("models/{}", escape(&file)), "sizeBytes": size_bytes}]);
+/// The page's files first, then the API. `files` are the model's: the page is offered one, parts can be fetched.
+fn app(state: ApiState, files: &[PathBuf], page: Option<&Path>) -> Router {
+    let name_of = |file: &Path| {
+        let name = file.file_name().unwrap_or_default();
+        name.to_string_lossy().into_owned()
+    };
+    let shelf = match files {
+        [file] => {
+            let (name, metadata) = (name_of(file), std::fs::metadata(file));
+            let size_bytes = metadata.map(|metadata| metadata.len()).ok();
+            serde_json::json!([{"name": name, "url": format!("models/{}", escape(&name)), "sizeBytes": size_bytes}])
+        }
+        _ => serde_json::json!([]),
+    };
     let metrics = state.clone();
     let api = fledgling_lambda::router(state);
-    let own = Router::new()
+    let mut own = Router::new()
         .route(
             "/models.json",
             get(move || std::future::ready(Json(shelf.clone()))),
@@ -188,8 +197,11 @@ fn app(state: ApiState, model: &Path, page: Option<&Path>) -> Router {
         .route(
             "/metrics",
             get(move || std::future::ready(prometheus(metrics.stats()))),
-        )
-        .route_service(&format!("/models/{}", escape(&file)), ServeFile::new(model));
+        );
+    for file in files {
+        let route = format!("/models/{}", escape(&name_of(file)));
+        own = own.route_service(&route, ServeFile::new(file));
+    }
     let app = match page {
         Some(page) => own.fallback_service(
             ServeDir::new(page)

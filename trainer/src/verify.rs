@@ -1,25 +1,31 @@
-//! `fledgling verify`: whether a model file is whole and sane: its SHA-256, its tensors' shapes, and that every value is
-//! a number.
+//! `fledgling verify`: whether a model file is whole and sane: its SHA-256, its tensors' shapes, that every value is a number, and
+//! that the model computes what the file says it does.
 
 use crate::{
-    files::{human_bytes, write_whole},
-    model::{self, Model},
-    output::{UsageError, print, print_json, step_bar},
+    files::{folder_of, human_bytes, write_whole},
+    model::{self, EngineArgs, Model},
+    output::{UsageError, note, print, print_json, step_bar},
+    recorded::{Evaluation, Probe, Text},
+    sums::sha256_file,
 };
 use anyhow::{Context, Result, bail, ensure};
+use fledgling_core::gguf::split::PartName;
+use fledgling_eval::score;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 use std::{
-    fs::File,
-    io::{ErrorKind, copy},
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
-/// Check that a model file is whole: its SHA-256, shapes, and that every value is a number
+/// Check that a model file is whole: its SHA-256, shapes, values, and that it computes what it says
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  fledgling verify model.gguf\n  fledgling verify model.gguf --sha256 9f86d081…\n  fledgling export runs/mine --quant q8_0 --manifest -o mine.gguf && fledgling verify mine.gguf\n\n\
-    The sum is compared with --sha256, or with the line for the file in FILE.sha256 beside it (`sha256sum` reads that too). Without either it is only printed."
+    after_help = "Examples:\n  fledgling verify model.gguf\n  fledgling verify model.gguf --sha256 9f86d081…\n  fledgling export runs/mine --quant q8_0 --manifest -o mine.gguf && fledgling verify mine.gguf\n  \
+    fledgling export runs/mine --quant q4_k_m --evaluate held-out.txt -o mine.gguf && fledgling verify mine.gguf --text held-out.txt\n\n\
+    The sum is compared with --sha256, or with the line for the file in FILE.sha256 beside it (`sha256sum` reads that too). Without either it is only printed. Of a model in \
+    several files any part can be named; all are checked.\n\
+    What export recorded is done again: greedy tokens after two prompts, and with --text the perplexity over that text. The numbers are the same to the bit on every \
+    machine, with any number of threads."
 )]
 pub struct Args {
     /// A GGUF file, or a pulled model's name
@@ -27,60 +33,190 @@ pub struct Args {
     /// The sum that the file must have
     #[arg(long, value_name = "HEX")]
     sha256: Option<String>,
-    /// Print {"path":…,"sha256":…,"sum":"equal"|"unknown","tensors":…,"parameters":…}
+    /// Repeat the evaluation that the file has recorded, on the same text
+    #[arg(long, value_name = "FILE")]
+    text: Option<PathBuf>,
+    /// Threads (default: all cores); they never change the result
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Print {"path":…,"sha256":…,"sum":"equal"|"unknown","tensors":…,"parameters":…,"probe":…,"evaluation":…}
     #[arg(long)]
     json: bool,
+}
+
+/// A file's sum, and what it was compared with.
+struct Sum {
+    path: PathBuf,
+    sha256: String,
+    /// `--sha256`, or a file.
+    place: Option<String>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// What is wrong with the file: its sum, its header, a shape, or a value that is no number, by tensor.
+/// What is wrong with the file: its sum, its header, a shape, a value that is no number, by tensor; a token or a perplexity that is not
+/// what is recorded.
 pub fn run(args: &Args) -> Result<()> {
     let path = model::locate(&args.file)?;
     if path.is_dir() {
         bail!("{} is a folder; verify reads a GGUF file", path.display());
     }
-    let expected = match &args.sha256 {
-        Some(sum) => Some((checked(sum)?, "--sha256".to_owned())),
-        None => recorded(&path)?,
-    };
-    let sum = sha256_of(&path)?;
-    if let Some((expected, place)) = &expected {
-        ensure!(
-            sum == *expected,
-            "{}: its SHA-256 is {sum}, and {place} says {expected}: the file was damaged or exchanged; fetch or export it again",
-            path.display()
-        );
-    }
+    let text = args.text.as_deref().map(Text::read).transpose()?;
+    let sums = sums(&path, args.sha256.as_deref())?;
     let model = model::open(&args.file)?;
     let n_values = check_values(&model)?;
-    let n_tensors = model.gguf.header().tensors.len();
-    if args.json {
-        let known = if expected.is_some() {
-            "equal"
-        } else {
-            "unknown"
-        };
-        return print_json(
-            &json!({"path": path, "sha256": sum, "sum": known, "tensors": n_tensors, "parameters": n_values}),
-        );
+    let header = model.gguf.header();
+    let probe = Probe::read(&header.metadata)?;
+    let evaluation = Evaluation::read(&header.metadata)?;
+    if args.text.is_some() && evaluation.is_none() {
+        return Err(UsageError(format!(
+            "{} has no evaluation recorded that --text could repeat: export with --evaluate FILE",
+            path.display()
+        ))
+        .into());
     }
-    let compared = match expected {
-        Some((_, place)) => format!("as {place} says"),
-        None => "nothing to compare it with: give --sha256, or export with --manifest".to_owned(),
-    };
-    print(&format!(
-        "{}: {}\n  SHA-256 {sum} ({compared})\n  {n_tensors} tensors with the shapes of the architecture `{}`\n  {n_values} values, all of them numbers\n",
-        path.display(),
-        human_bytes(std::fs::metadata(&path)?.len()),
-        model
-            .gguf
-            .header()
+    let engine = EngineArgs {
+        threads: args.threads,
+        kv_f32: false,
+    }
+    .load(&model)?;
+    let n_probed = probe
+        .map(|probe| probe.reproduce(&model.info, &engine))
+        .transpose()
+        .with_context(|| path.display().to_string())?;
+    if let (Some(evaluation), Some(text)) = (&evaluation, &text) {
+        let model = score::Model {
+            name: &model.name,
+            info: &model.info,
+            engine: &engine,
+        };
+        evaluation
+            .reproduce(text, model)
+            .with_context(|| path.display().to_string())?;
+    }
+    let n_tensors = header.tensors.len();
+    let is_known = sums.iter().all(|sum| sum.place.is_some());
+    if args.json {
+        let file = |sum: &Sum| json!({"path": sum.path, "sha256": sum.sha256});
+        let recorded = |there: bool, done: bool| match (there, done) {
+            (true, true) => "equal",
+            (true, false) => "not repeated",
+            (false, _) => "none",
+        };
+        return print_json(&json!({
+            "path": path,
+            // Of several files each has its own.
+            "sha256": match &sums[..] { [one] => Some(&one.sha256), _ => None },
+            "sum": if is_known { "equal" } else { "unknown" },
+            "files": sums.iter().map(file).collect::<Vec<_>>(),
+            "tensors": n_tensors,
+            "parameters": n_values,
+            "probe": recorded(n_probed.is_some(), true),
+            "evaluation": recorded(evaluation.is_some(), text.is_some()),
+            "perplexity": evaluation.as_ref().map(|evaluation| evaluation.perplexity.0),
+        }));
+    }
+    let mut out = format!("{}: {}\n", path.display(), human_bytes(len_bytes(&model)?));
+    for sum in &sums {
+        let compared = match &sum.place {
+            Some(place) => format!("as {place} says"),
+            None => {
+                "nothing to compare it with: give --sha256, or export with --manifest".to_owned()
+            }
+        };
+        let name = match sums.len() {
+            1 => String::new(),
+            _ => format!(" of {}", name_of(&sum.path)),
+        };
+        out += &format!("  SHA-256{name} {} ({compared})\n", sum.sha256);
+    }
+    out += &format!(
+        "  {n_tensors} tensors with the shapes of the architecture `{}`\n  {n_values} values, all of them numbers\n",
+        header
             .metadata
             .str("general.architecture")
-            .unwrap_or("unknown"),
-    ))
+            .unwrap_or("unknown")
+    );
+    out += &match n_probed {
+        Some(n) => format!("  {n} greedy tokens after the recorded prompts, as recorded\n"),
+        None => "  no probe is recorded in the file\n".to_owned(),
+    };
+    if let Some(evaluation) = &evaluation {
+        let done = if text.is_some() {
+            "as recorded"
+        } else {
+            "recorded; give --text to repeat it"
+        };
+        out += &format!("  {} ({done})\n", evaluation.describe());
+    }
+    print(&out)
+}
+
+fn len_bytes(model: &Model) -> Result<u64> {
+    let len = |path: &PathBuf| Ok(std::fs::metadata(path)?.len());
+    model.files.iter().map(len).sum()
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// The sums of all files, compared with what they should be where that is known.
+fn sums(path: &Path, asked: Option<&str>) -> Result<Vec<Sum>> {
+    let files = files_to_sum(path)?;
+    if let (Some(_), [_, _, ..]) = (asked, &files[..]) {
+        return Err(UsageError(format!(
+            "--sha256 is for one file, and the model has {}: write their sums into {}, as sha256sum prints them",
+            files.len(),
+            manifest_of(path).display()
+        ))
+        .into());
+    }
+    let asked = asked.map(checked).transpose()?;
+    let sum = |path: PathBuf| {
+        let expected = match &asked {
+            Some(sum) => Some((sum.clone(), "--sha256".to_owned())),
+            None => recorded(&path)?,
+        };
+        let sha256 = sha256_file(&path)?;
+        if let Some((expected, place)) = &expected {
+            ensure!(
+                sha256 == *expected,
+                "{}: its SHA-256 is {sha256}, and {place} says {expected}: the file was damaged or exchanged; fetch or export it again",
+                path.display()
+            );
+        }
+        let place = expected.map(|(_, place)| place);
+        Ok(Sum {
+            path,
+            sha256,
+            place,
+        })
+    };
+    files.into_iter().map(sum).collect()
+}
+
+/// All files of the model. Where they cannot be opened, a sum may still say which one was damaged.
+fn files_to_sum(path: &Path) -> Result<Vec<PathBuf>> {
+    match model::files_of(path) {
+        Ok(files) => Ok(files),
+        Err(error) => {
+            let name = PartName::parse(&name_of(path));
+            let files = name
+                .iter()
+                .flat_map(|name| (1..=name.count).map(|no| name.file_name(no)));
+            let files: Vec<_> = files.map(|name| folder_of(path).join(name)).collect();
+            if !files.is_empty() && files.iter().all(|file| file.is_file()) {
+                note(format!("{error:#}"));
+                return Ok(files);
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Reads every tensor. How many values there are.
@@ -105,34 +241,24 @@ fn check_values(model: &Model) -> Result<u64> {
     Ok(n)
 }
 
-/// The SHA-256 of a file, in lower-case hexadecimal.
-///
-/// # Errors
-/// When it cannot be read.
-pub fn sha256_of(path: &Path) -> Result<String> {
-    let mut hasher = Sha256::new();
-    let mut file = File::open(path).with_context(|| path.display().to_string())?;
-    copy(&mut file, &mut hasher).with_context(|| path.display().to_string())?;
-    Ok(format!("{:x}", hasher.finalize()))
-}
-
-/// Where the sum of a file stands: `FILE.sha256`.
+/// Where the sums of a model stand: `FILE.sha256`, of all parts of `NAME-00001-of-00003.gguf` in `NAME.gguf.sha256`.
 pub fn manifest_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".sha256");
-    name.into()
+    let name = name_of(path);
+    let name = match PartName::parse(&name) {
+        Some(part) => format!("{}.gguf", part.prefix),
+        None => name,
+    };
+    path.with_file_name(format!("{name}.sha256"))
 }
 
-/// Writes the sum of a file beside it, in the form of `sha256sum`.
+/// Writes the sums of files beside them, in the form of `sha256sum`.
 ///
 /// # Errors
-/// When the file cannot be read, or the other not written.
-pub fn write_manifest(path: &Path) -> Result<PathBuf> {
-    let target = manifest_of(path);
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let line = format!("{}  {name}\n", sha256_of(path)?);
-    write_whole(&target, line.as_bytes())?;
-    Ok(target)
+/// When a file cannot be read, or the other not written.
+pub fn write_manifest(target: &Path, files: &[PathBuf]) -> Result<()> {
+    let line = |file: &PathBuf| Ok(format!("{}  {}\n", sha256_file(file)?, name_of(file)));
+    let lines: String = files.iter().map(line).collect::<Result<_>>()?;
+    write_whole(target, lines.as_bytes())
 }
 
 /// The sum that stands beside a file, and where.
@@ -143,7 +269,7 @@ fn recorded(path: &Path) -> Result<Option<(String, String)>> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(anyhow::Error::new(error).context(manifest.display().to_string())),
     };
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let name = name_of(path);
     // `SUM  NAME`, or `SUM *NAME` of a binary read.
     let line = text.lines().find_map(|line| {
         let (sum, rest) = line.split_once(' ')?;

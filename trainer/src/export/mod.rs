@@ -5,16 +5,19 @@
 //! logits (the token embedding where it is tied) keeps more bits, because every token depends on it
 //! ([`fledgling_core::quant::recipe`]).
 
+mod limit;
 mod rounding;
-mod target;
 
 use crate::{
     adapter::Adapter,
-    files::{human_bytes, refuse_existing},
-    gguf_file, hf_folder,
+    exported::{FileArgs, Target, parse_size},
+    files::human_bytes,
+    hf_folder,
     model::{self, Model},
     output::{UsageError, note, print, print_json},
-    run, verify,
+    provenance::{self, Export},
+    run,
+    sums::sha256_hex,
 };
 use anyhow::{Result, ensure};
 use fledgling_core::{
@@ -22,6 +25,7 @@ use fledgling_core::{
     quant::{DType, recipe, recipe::Recipe},
     spec::ModelSpec,
 };
+use limit::{Limit, parse_divergence, parse_type};
 pub(crate) use rounding::check_values;
 use rounding::{Rounder, Rounding};
 use serde::{Deserialize, Serialize};
@@ -30,7 +34,6 @@ use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
 };
-use target::{Target, parse_divergence, parse_size, parse_type};
 
 /// The key of the type that a model was trained for.
 pub const QAT_KEY: &str = "fledgling.qat";
@@ -100,6 +103,8 @@ pub struct Args {
     /// Write OUT.sha256 beside it, for `fledgling verify` and sha256sum
     #[arg(long)]
     manifest: bool,
+    #[command(flatten)]
+    files: FileArgs,
     /// Replace what is there
     #[arg(long)]
     force: bool,
@@ -166,16 +171,16 @@ impl Quant {
 /// # Errors
 /// When the model does not load, the disk is too small, or the file is there and `--force` is not given.
 pub fn run(args: &Args) -> Result<()> {
-    let target = args.target_size.map(Target::Size);
-    let target = target.or(args.max_kl.map(Target::Divergence));
-    if !args.types.is_empty() && target.is_none() {
+    let limit = args.target_size.map(Limit::Size);
+    let limit = limit.or(args.max_kl.map(Limit::Divergence));
+    if !args.types.is_empty() && limit.is_none() {
         return Err(UsageError("--types is for --target-size and --max-kl".to_owned()).into());
     }
-    match (args.format, &args.quant, target) {
+    match (args.format, &args.quant, limit) {
         (Format::Safetensors, _, _) => write_folder(args),
         (Format::Gguf, Some(recipe), _) => write_gguf(args, recipe, None),
-        (Format::Gguf, None, Some(target)) => {
-            write_gguf(args, &Recipe::uniform(DType::F16), Some(target))
+        (Format::Gguf, None, Some(limit)) => {
+            write_gguf(args, &Recipe::uniform(DType::F16), Some(limit))
         }
         (Format::Gguf, None, None) => Err(UsageError(format!(
             "a GGUF file needs an element type: give --quant q8_0 (or one of {}), --target-size or --max-kl",
@@ -198,10 +203,14 @@ fn write_folder(args: &Args) -> Result<()> {
                 })?,
         ),
     };
-    let is_for_blocks = args.calibrate.is_some() || args.imatrix.is_some();
-    if !args.tensor.is_empty() || is_for_blocks || args.manifest {
+    let is_for_blocks = args.calibrate.is_some()
+        || args.imatrix.is_some()
+        || args.rounding.is_some()
+        || args.target_size.is_some()
+        || args.max_kl.is_some();
+    if !args.tensor.is_empty() || is_for_blocks || args.manifest || args.files.is_any() {
         return Err(UsageError(
-            "--tensor, --calibrate, --imatrix and --manifest are for --format gguf".to_owned(),
+            "--tensor, --calibrate, --imatrix, --rounding, --target-size, --max-kl, --manifest, --max-shard-size and --evaluate are for --format gguf".to_owned(),
         )
         .into());
     }
@@ -223,12 +232,9 @@ fn write_folder(args: &Args) -> Result<()> {
     print(&format!("{}\n", args.output.display()))
 }
 
-/// Writes what a recipe says, or with a target what meets it.
-fn write_gguf(args: &Args, recipe: &Recipe, target: Option<Target>) -> Result<()> {
-    refuse_existing(&args.output, args.force)?;
-    if args.manifest {
-        refuse_existing(&verify::manifest_of(&args.output), args.force)?;
-    }
+/// Writes what a recipe says, or what keeps within a limit.
+fn write_gguf(args: &Args, recipe: &Recipe, limit: Option<Limit>) -> Result<()> {
+    let target = Target::new(&args.output, &args.files, args.manifest, args.force)?;
     let mut recipe = args
         .tensor
         .iter()
@@ -238,50 +244,95 @@ fn write_gguf(args: &Args, recipe: &Recipe, target: Option<Target>) -> Result<()
         .map_err(|error| UsageError(format!("--tensor: {error}")))?;
     let model = open(args)?;
     let (mut tensors, mut fallbacks) = plan(&model, &recipe)?;
-    let is_trained_for = target.is_none() && trained_for(&model) == Some(&recipe.name());
+    let is_trained_for = limit.is_none() && trained_for(&model) == Some(&recipe.name());
     let mut rounder = Rounder::new(args, &model, &tensors, is_trained_for)?;
     let mut chosen = HashMap::new();
     let mut divergence = None;
-    if let Some(target) = target {
-        let found = target::choose(args, target, &model, &mut rounder)?;
+    if let Some(limit) = limit {
+        let provisional = complete_metadata(args, &model, &recipe, &rounder)?;
+        let len_bytes =
+            |tensors: &[TensorDecl]| target.len_bytes(provisional.clone(), tensors, &model);
+        let found = limit::choose(args, limit, &model, &mut rounder, &len_bytes)?;
         (recipe, chosen) = (found.recipe, found.bytes);
         divergence = Some(found.divergence);
         (tensors, fallbacks) = plan(&model, &recipe)?;
     }
     note_training(&model, &recipe);
-    gguf_file::write(
-        &args.output,
-        args.force,
-        metadata(&model, &recipe),
-        &tensors,
-        |tensor| match chosen.remove(&tensor.name) {
+    let metadata = complete_metadata(args, &model, &recipe, &rounder)?;
+    let written = target.write(metadata, &tensors, &model, |tensor| {
+        match chosen.remove(&tensor.name) {
             Some(bytes) => Ok(bytes.to_vec()),
             None => rounder.bytes_of(tensor),
-        },
-    )?;
-    let len_bytes = std::fs::metadata(&args.output)?.len();
-    if args.manifest {
-        verify::write_manifest(&args.output)?;
-    }
+        }
+    })?;
+    let len_bytes = written.len_bytes;
     let types = summarize(&tensors);
     if let Some(text) = describe_fallbacks(&fallbacks) {
         note(text);
     }
-    let measured = divergence.map(|nats| format!(", divergence {nats:.4}"));
+    let n_files = match written.files.len() {
+        1 => String::new(),
+        n => format!(" in {n} files"),
+    };
+    let measured = divergence.map(|nats| format!(", divergence {nats:.4} on the end of the text"));
     note(format!(
-        "{}: {types}, {}{}",
-        args.output.display(),
+        "{}: {types}, {}{n_files}{}",
+        written.path.display(),
         human_bytes(len_bytes),
         measured.unwrap_or_default()
     ));
+    if let Some(evaluation) = &written.evaluation {
+        note(evaluation.describe());
+    }
     if args.json {
-        let mut answer = json!({"path": args.output, "quant": recipe.name().to_uppercase(), "types": types, "len_bytes": len_bytes});
+        let evaluation = written.evaluation.as_ref().map(|evaluation| {
+            json!({"perplexity": evaluation.perplexity.0, "parent_perplexity": evaluation.parent_perplexity, "kl": evaluation.kl.0, "top1_agreement": evaluation.top1_agreement, "tokens": evaluation.n_tokens})
+        });
+        let mut answer = json!({"path": written.path, "quant": recipe.name().to_uppercase(), "types": types, "len_bytes": len_bytes, "files": written.files, "evaluation": evaluation});
         if let Some(nats) = divergence {
             answer["divergence"] = json!(nats);
         }
         return print_json(&answer);
     }
-    print(&format!("{}\n", args.output.display()))
+    print(&format!("{}\n", written.path.display()))
+}
+
+/// All that the file says of itself before it is measured.
+fn complete_metadata(
+    args: &Args,
+    model: &Model,
+    recipe: &Recipe,
+    rounder: &Rounder<'_>,
+) -> Result<Metadata> {
+    let mut metadata = metadata(model, recipe);
+    let run = run_folder(args)?;
+    let export = provenance_of(args, recipe, rounder)?;
+    provenance::complete(&mut metadata, model, run.as_deref(), &export)?;
+    Ok(metadata)
+}
+
+/// The run whose weights or LoRA are exported.
+fn run_folder(args: &Args) -> Result<Option<PathBuf>> {
+    let folder = match &args.adapter {
+        Some(folder) => folder.clone(),
+        None => model::locate(&args.model)?,
+    };
+    Ok(Some(folder).filter(|folder| run::is_run_folder(folder)))
+}
+
+fn provenance_of(args: &Args, recipe: &Recipe, rounder: &Rounder<'_>) -> Result<Export> {
+    let is_weighted = args.calibrate.is_some() || args.imatrix.is_some();
+    let matrix = is_weighted.then(|| rounder.importance().to_gguf(&[], 0));
+    let size = args.target_size.map(|bytes| format!("{bytes} bytes"));
+    let divergence = args.max_kl.map(|nats| format!("divergence {nats}"));
+    Ok(Export {
+        recipe: recipe.name(),
+        overrides: args.tensor.clone(),
+        limit: size.or(divergence),
+        rounding: rounder.name(),
+        importance_sha256: matrix.transpose()?.map(|bytes| sha256_hex(&bytes)),
+        unix_seconds: provenance::export_time(),
+    })
 }
 
 /// The model, with the LoRA that was asked for merged.
@@ -401,7 +452,6 @@ fn metadata(model: &Model, recipe: &Recipe) -> Metadata {
     let mut metadata = model.gguf.header().metadata.clone();
     metadata.set("general.file_type", recipe.file_type());
     metadata.set("general.quantization_version", 2_u32);
-    metadata.set("fledgling.version", env!("CARGO_PKG_VERSION").to_owned());
     if metadata.get("fledgling.base_model").is_none() {
         metadata.set("fledgling.base_model", model.info.name.clone());
     }
@@ -413,7 +463,7 @@ fn metadata(model: &Model, recipe: &Recipe) -> Metadata {
 }
 
 /// `210 Q4_1, 61 F32`: what is lost cannot come back, so the file says what it was made of.
-fn types_in(header: &Header) -> String {
+pub(crate) fn types_in(header: &Header) -> String {
     count(header.tensors.iter().map(|info| info.dtype))
 }
 

@@ -82,7 +82,7 @@ impl Text {
 /// Makes the bytes of tensors.
 pub(super) struct Rounder<'a> {
     model: &'a Model,
-    method: Method,
+    rounding: Rounding,
     importance: Importance,
     /// Of rounding with feedback.
     feedback: Option<Feedback>,
@@ -127,11 +127,7 @@ impl<'a> Rounder<'a> {
         };
         let mut rounder = Self {
             model,
-            method: if rounding == Rounding::Nearest {
-                Method::Nearest
-            } else {
-                Method::Search
-            },
+            rounding,
             importance: Importance::default(),
             feedback: None,
             text,
@@ -172,6 +168,20 @@ impl<'a> Rounder<'a> {
         Ok(())
     }
 
+    /// What the file says of it.
+    pub(super) fn name(&self) -> &'static str {
+        match self.rounding {
+            Rounding::Nearest => "nearest",
+            Rounding::Search => "search",
+            Rounding::Feedback => "feedback",
+        }
+    }
+
+    /// Of all columns, where a text or a file gave it.
+    pub(super) fn importance(&self) -> &Importance {
+        &self.importance
+    }
+
     /// A tensor in its type, as it stands in the file.
     pub(super) fn bytes_of(&mut self, tensor: &TensorDecl) -> Result<Vec<u8>> {
         let (info, bytes) = self.model.gguf.tensor(&tensor.name)?;
@@ -196,7 +206,11 @@ impl<'a> Rounder<'a> {
         }
         let importance = self.importance.means(&tensor.name);
         let importance = importance.as_deref();
-        let bytes = quantize_rows(tensor.dtype, &values, n_cols, importance, self.method);
+        let method = match self.rounding {
+            Rounding::Nearest => Method::Nearest,
+            Rounding::Search | Rounding::Feedback => Method::Search,
+        };
+        let bytes = quantize_rows(tensor.dtype, &values, n_cols, importance, method);
         let mut rounded = vec![0.0; values.len()];
         fledgling_core::quant::dequantize(tensor.dtype, &bytes, &mut rounded);
         let error = weighted_error(&values, &rounded, n_cols, importance);

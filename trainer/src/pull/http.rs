@@ -3,10 +3,10 @@
 use crate::{
     files::{check_free_space, explain_write, human_bytes},
     output::byte_bar,
+    sums::sha256_file,
 };
 use anyhow::{Context, Error, Result, anyhow, bail};
 use indicatif::ProgressBar;
-use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File, OpenOptions},
     io::{Read, Write},
@@ -298,18 +298,6 @@ impl Part {
         fs::rename(&self.path, target).map_err(|error| explain_write(error, target))?;
         remove_if_there(&self.etag_path)
     }
-}
-
-/// SHA-256 of a file, in hexadecimal.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn sha256_file(path: &Path) -> Result<String> {
-    let mut file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    let mut hasher = Sha256::new();
-    std::io::copy(&mut file, &mut hasher)
-        .with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(format!("{:x}", hasher.finalize()))
 }
 
 fn check_status(response: &Response<Body>, url: &str) -> Result<()> {

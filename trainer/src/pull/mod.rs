@@ -13,9 +13,10 @@ use crate::{
     files::{self, Staged},
     model,
     output::{note, print, print_json},
+    sums::sha256_file,
 };
 use anyhow::{Context, Error, Result, bail};
-use http::{Client, Wanted, sha256_file};
+use http::{Client, Wanted};
 use hub::{Fetched, Hub};
 use source::{HubSource, NAMED, Named, Origin, Source, url_file};
 use std::{

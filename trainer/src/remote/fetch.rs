@@ -9,7 +9,8 @@ use crate::{
     interrupt::Unfinished,
     manifest::MANIFEST_FILE,
     output::note,
-    run::{BEST_DIR, CHECKPOINTS_DIR, RECORD_FILE, sha256_hex},
+    run::{BEST_DIR, CHECKPOINTS_DIR, RECORD_FILE},
+    sums::sha256_hex,
 };
 use anyhow::{Context, Result, bail};
 use std::{

@@ -247,7 +247,7 @@ mod tests {
             assert!(expect.iter().all(|text| error.contains(text)), "{error}");
         };
         fs::write(second.join("a"), "of step 3").unwrap();
-        let sums = [b"of step 2", b"of step 3"].map(|text| crate::run::sha256_hex(text));
+        let sums = [b"of step 2", b"of step 3"].map(|text| crate::sums::sha256_hex(text));
         check(&second, &["a has the SHA-256", &sums[0], &sums[1]]);
         fs::write(second.join("a"), "of").unwrap();
         check(&second, &["a has 2 bytes instead of 9"]);

@@ -43,6 +43,7 @@ use crate::{
     files::{STAGED_PREFIX, STAGED_SUFFIX, write_whole},
     interrupt, model as models,
     output::{note, print, print_json},
+    profile::{self, Gatherer, PROFILE_FILE, Profile},
     remote,
     run::{self, Base, HEADER_FILE, LoraSize, Parameters, RECORD_FILE, Record, header_bytes},
 };
@@ -495,6 +496,8 @@ impl Prepared {
             fit.config.to_toml()?.as_bytes(),
         )?;
         write_whole(&fit.folder.join(HEADER_FILE), &header)?;
+        let profile = profile_of(&fit).to_json()?;
+        write_whole(&fit.folder.join(PROFILE_FILE), &profile)?;
         let uploader = mirror.map(|mirror| mirror.begin(&fit)).transpose()?;
         let resumed = state.as_ref().map(|state| state.progress.step);
         let folder = fit.folder.clone();
@@ -541,6 +544,24 @@ impl Prepared {
     /// As [`find_lr::sweep`].
     pub fn find_lr(self, n_steps: usize) -> Result<Sweep> {
         find_lr::sweep(&self.fit, self.model, n_steps)
+    }
+}
+
+/// What the run learns from, in figures: export takes them into the file.
+fn profile_of(fit: &Fit) -> Profile {
+    let rows = &fit.train;
+    let n_tokens = (0..rows.len())
+        .map(|idx| rows.n_tokens_of(idx) as u64)
+        .sum();
+    let mut gatherer = Gatherer::default();
+    for idx in (0..rows.len()).step_by(profile::stride(n_tokens)) {
+        let row = rows.row(idx);
+        gatherer.add(&row.tokens, &row.counted);
+    }
+    Profile {
+        train_sha256: Some(fit.origin.train.clone()),
+        valid_sha256: (!fit.valid.is_empty()).then(|| fit.origin.valid.clone()),
+        ..gatherer.finish(rows.len() as u64)
     }
 }
 

@@ -16,7 +16,8 @@ use super::{
 use crate::{
     cache, files,
     output::note,
-    run::{LoraSize, Parameters, sha256_hex},
+    run::{LoraSize, Parameters},
+    sums::sha256_hex,
 };
 use anyhow::{Context, Result};
 use burn::tensor::Device;

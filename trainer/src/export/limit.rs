@@ -11,7 +11,7 @@ use crate::{
 use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
 use fledgling_core::{
-    gguf::{Layout, TensorDecl},
+    gguf::{TensorDecl, TensorInfo},
     quant::{DType, Recipe},
     spec::tensor_table,
 };
@@ -32,31 +32,11 @@ const CLOSE: f64 = 0.9;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Target {
+pub(super) enum Limit {
     /// The whole file in so many bytes.
     Size(u64),
     /// A divergence from the parent, in nats.
     Divergence(f64),
-}
-
-/// `90MB`, `512KiB`, `98362624`: bytes.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.');
-    let (number, unit) = text.split_at(digits.unwrap_or(text.len()));
-    let factor = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "k" | "kb" => 1e3,
-        "m" | "mb" => 1e6,
-        "g" | "gb" => 1e9,
-        "kib" => 1024.0,
-        "mib" => 1024.0 * 1024.0,
-        "gib" => 1024.0 * 1024.0 * 1024.0,
-        _ => return Err("write bytes, or a number with KB, MB, GB, KiB, MiB or GiB".to_owned()),
-    };
-    match number.parse::<f64>() {
-        Ok(number) if number > 0.0 && number * factor < 1e15 => Ok((number * factor) as u64),
-        _ => Err("must be a size above 0, as in 90MB".to_owned()),
-    }
 }
 
 /// `0.02`: nats.
@@ -96,9 +76,10 @@ pub(super) struct Chosen {
 /// When the target cannot be met, with the best that can.
 pub(super) fn choose(
     args: &Args,
-    target: Target,
+    limit: Limit,
     model: &Model,
     rounder: &mut Rounder<'_>,
+    len_bytes: &dyn Fn(&[TensorDecl]) -> Result<u64>,
 ) -> Result<Chosen> {
     let Some(text) = &rounder.text else {
         return Err(UsageError(
@@ -118,9 +99,9 @@ pub(super) fn choose(
     drop(probe);
     let mut judge = Probe::new(EngineArgs::default().load(model)?, windows)?;
     let choices: Vec<_> = candidates.iter().map(|one| one.choices.clone()).collect();
-    let (chosen, divergence) = match target {
-        Target::Size(limit) => {
-            let budget = matrix_budget(model, &candidates, limit)?;
+    let (chosen, divergence) = match limit {
+        Limit::Size(limit) => {
+            let budget = matrix_budget(model, &candidates, limit, len_bytes)?;
             let chosen = under_bytes(&choices, budget).map_err(|error| match error {
                 TargetError::TooSmall { least, .. } => {
                     let least = limit - budget + least;
@@ -135,7 +116,7 @@ pub(super) fn choose(
             let divergence = measure(&mut judge, &candidates, &chosen)?;
             (chosen, divergence)
         }
-        Target::Divergence(limit) => within(&mut judge, &candidates, &choices, limit)?,
+        Limit::Divergence(limit) => within(&mut judge, &candidates, &choices, limit)?,
     };
     let mut recipe = Recipe::uniform(main_type(&candidates, &chosen));
     let mut bytes = HashMap::new();
@@ -232,21 +213,26 @@ fn types(args: &Args) -> impl Iterator<Item = DType> {
 }
 
 /// Bytes that the matrices may take, of a file of `limit` bytes.
-fn matrix_budget(model: &Model, candidates: &[Candidate], limit: u64) -> Result<u64> {
+fn matrix_budget(
+    model: &Model,
+    candidates: &[Candidate],
+    limit: u64,
+    len_bytes: &dyn Fn(&[TensorDecl]) -> Result<u64>,
+) -> Result<u64> {
     let header = model.gguf.header();
     let sizes: HashMap<_, _> = candidates
         .iter()
         .filter_map(|one| Some((one.name.as_str(), one.choices.last()?)))
         .collect();
-    let decls = header.tensors.iter().map(|info| TensorDecl {
+    let decl = |info: &TensorInfo| TensorDecl {
         name: info.name.clone(),
         dtype: sizes
             .get(info.name.as_str())
             .map_or(DType::F32, |c| c.dtype),
         shape: info.shape.iter().rev().map(|n| *n as usize).collect(),
-    });
-    let metadata = super::metadata(model, &Recipe::uniform(DType::Q4_0));
-    let whole = Layout::new(metadata, decls)?.file_len_bytes();
+    };
+    let decls: Vec<_> = header.tensors.iter().map(decl).collect();
+    let whole = len_bytes(&decls)?;
     let of_matrices: u64 = sizes.values().map(|choice| choice.len_bytes).sum();
     // Tensors begin at multiples of the alignment.
     let padding = header.alignment * header.tensors.len() as u64;
@@ -333,19 +319,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("98362624", 98_362_624),
-            ("90MB", 90_000_000),
-            ("1.5 MiB", 1_572_864),
-            ("2g", 2_000_000_000),
-            ("7b", 7),
-        ] {
-            assert_eq!(parse_size(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "MB", "-3MB", "0", "5 parsecs", "1e99"] {
-            assert!(parse_size(text).is_err(), "{text}");
-        }
+    fn divergences() {
         assert!(parse_divergence("0").is_err() && parse_divergence("nan").is_err());
         assert_eq!(parse_divergence("0.02"), Ok(0.02));
     }
