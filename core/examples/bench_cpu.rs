@@ -6,7 +6,7 @@
 //! ```
 
 use fledgling_core::{
-    cpu::{CpuEngine, CpuOptions, Isa},
+    cpu::{CpuEngine, CpuOptions},
     gguf::Gguf,
 };
 use std::{error::Error, time::Instant};
@@ -25,13 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             "--runs" => runs = value.parse()?,
             "--greedy" => greedy = value.parse()?,
             "--ids" => ids = value.split(',').map(str::parse).collect::<Result<_, _>>()?,
-            "--isa" => {
-                let isa = Isa::ALL
-                    .into_iter()
-                    .find(|isa| format!("{isa:?}").eq_ignore_ascii_case(&value));
-                options.isa =
-                    Some(isa.ok_or_else(|| format!("{value} is none of {:?}", Isa::ALL))?);
-            }
+            "--isa" => options.isa = Some(value.parse()?),
             _ => return Err(format!("unknown flag {flag}").into()),
         }
     }
@@ -93,7 +87,7 @@ fn bench(
         decode_rates.push(decode as f64 / start.elapsed().as_secs_f64());
     }
     println!(
-        "{{\"isa\":\"{:?}\",\"threads\":{},\"prefill_tokens_per_s\":{:.1},\"decode_tokens_per_s\":{:.1},\"decode_at_depth_tokens_per_s\":{:.1}}}",
+        "{{\"isa\":\"{}\",\"threads\":{},\"prefill_tokens_per_s\":{:.1},\"decode_tokens_per_s\":{:.1},\"decode_at_depth_tokens_per_s\":{:.1}}}",
         engine.isa(),
         options.n_threads,
         median(prefill_rates),

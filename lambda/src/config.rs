@@ -1,6 +1,7 @@
 //! What the function's environment variables say.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use fledgling_core::cpu::Isa;
 use fledgling_lambda::ApiOptions;
 use std::{num::NonZeroUsize, path::PathBuf, str::FromStr, thread::available_parallelism};
 
@@ -21,6 +22,8 @@ pub(crate) enum InvokeMode {
 pub(crate) struct Config {
     pub(crate) model: PathBuf,
     pub(crate) n_threads: usize,
+    /// The best that the CPU has when `None`.
+    pub(crate) isa: Option<Isa>,
     pub(crate) invoke_mode: InvokeMode,
     pub(crate) api: ApiOptions,
 }
@@ -57,6 +60,7 @@ impl Config {
                     available_parallelism().map_or(1, NonZeroUsize::get),
                 )
             }),
+            isa: isa(&var)?,
             invoke_mode: invoke_mode(&var)?,
             api,
         })
@@ -76,6 +80,12 @@ fn invoke_mode(var: &impl Fn(&str) -> Option<String>) -> Result<InvokeMode> {
         Some("buffered") => Ok(InvokeMode::Buffered),
         Some(other) => bail!("{NAME} is `{other}`, it must be `response_stream` or `buffered`"),
     }
+}
+
+fn isa(var: &impl Fn(&str) -> Option<String>) -> Result<Option<Isa>> {
+    const NAME: &str = "FLEDGLING_CPU";
+    let parse = |name: String| name.parse().map_err(|error| anyhow!("{NAME}: {error}"));
+    var(NAME).map(parse).transpose()
 }
 
 /// One thread for each virtual CPU that the memory brings: more would spin against each other on shares of one.
@@ -162,6 +172,7 @@ mod tests {
             ("FLEDGLING_THREADS", "two"),
             ("FLEDGLING_N_CTX", "-1"),
             ("FLEDGLING_INVOKE_MODE", "stream"),
+            ("FLEDGLING_CPU", "sse9"),
         ] {
             let error = config(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");

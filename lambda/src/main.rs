@@ -68,7 +68,7 @@ fn load(config: &Config) -> Result<ApiState> {
     let info = ModelInfo::from_header(gguf.header())?;
     let options = CpuOptions {
         n_threads: config.n_threads,
-        isa: None,
+        isa: config.isa,
         kv: KvDType::F16,
     };
     let engine = CpuEngine::new(&gguf, &options)?;

@@ -263,7 +263,7 @@ fn finish_cpu(
     let engine = CpuEngine::new(&gguf, &options).map_err(|e| RuntimeError::from(&e))?;
     let n_ctx = context(n_ctx, info.spec.n_ctx);
     let session = engine.session(n_ctx).map_err(|e| RuntimeError::from(&e))?;
-    let device_name = format!("CPU ({:?})", engine.isa());
+    let device_name = format!("CPU ({})", engine.isa());
     let header = gguf.header().clone();
     let engine = Engine::Cpu(Box::new(CpuRuntime { engine, session }));
     Ok(Loaded {

@@ -133,7 +133,7 @@ fn bench_cpu(args: &CpuArgs) -> Result<Report> {
     Ok(Report {
         model: model.name,
         machine: machine(),
-        isa: format!("{:?}", engine.isa()).to_lowercase(),
+        isa: engine.isa().to_string(),
         threads: args.engine.n_threads(),
         load_ms,
         prefill_tokens_per_s: median(prefill),

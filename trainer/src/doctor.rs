@@ -102,7 +102,7 @@ fn examine(args: &Args) -> Result<Report> {
         version: env!("CARGO_PKG_VERSION"),
         machine: machine(),
         cpu_features: cpu_features(),
-        isa: format!("{:?}", Isa::best()).to_lowercase(),
+        isa: Isa::best().to_string(),
         threads: all_cores(),
         memory_bytes: memory_bytes("MemTotal:"),
         memory_available_bytes: memory_bytes("MemAvailable:"),

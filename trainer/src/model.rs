@@ -14,7 +14,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail};
 use fledgling_core::{
-    cpu::{CpuEngine, CpuOptions, KvDType},
+    cpu::{CpuEngine, CpuOptions, Isa, KvDType},
     gguf::{Gguf, Header, TensorDecl, split::PartName},
     model::ModelInfo,
     quant::DType,
@@ -321,6 +321,14 @@ pub struct EngineArgs {
     /// Keep keys and values in f32 instead of f16, for comparison with PyTorch
     #[arg(long)]
     pub kv_f32: bool,
+    /// Instruction set: avx512, avx2 or scalar (default: the best that this CPU has); it never changes the result
+    #[arg(
+        long,
+        value_name = "ISA",
+        env = "FLEDGLING_CPU",
+        hide_env_values = true
+    )]
+    pub cpu_isa: Option<Isa>,
 }
 
 impl EngineArgs {
@@ -333,7 +341,7 @@ impl EngineArgs {
     pub fn options(&self) -> CpuOptions {
         CpuOptions {
             n_threads: self.n_threads(),
-            isa: None,
+            isa: self.cpu_isa,
             kv: if self.kv_f32 {
                 KvDType::F32
             } else {

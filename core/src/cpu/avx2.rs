@@ -17,7 +17,7 @@ use super::{
     Isa,
     kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
     scalar,
-    vector::{self, Element, F32x16},
+    vector::{self, F32x16, entries},
     weights::Matrix,
 };
 use crate::quant::{
@@ -54,29 +54,15 @@ const ROWS: usize = 8;
 /// Tokens that one step of prefill takes.
 const TOKENS: usize = 4;
 
-/// Defines entries of the table by generic functions that are compiled for this instruction set.
-macro_rules! entries {
-    ($($name:ident($($arg:ident: $type:ty),*) = $body:expr;)*) => {$(
-        fn $name($($arg: $type),*) {
-            #[target_feature(enable = "avx2,f16c")]
-            fn with_avx2($($arg: $type),*) {
-                // SAFETY: compiled for the instructions that it uses.
-                unsafe { $body($($arg),*) }
-            }
-            // SAFETY: reached only through `KERNELS`, which `kernels` hands out where the instructions are there.
-            unsafe { with_avx2($($arg),*) }
-        }
-    )*};
-}
-
 entries! {
+    "avx2,f16c";
     quantize_row(x: &[f32], out: &mut [QuantBlock]) = quantize_blocks;
     matmul(w: &Matrix, rows: Range<usize>, x: &Activations, out: &mut Columns<'_>, scratch: &mut Scratch) = matmul_rows;
     rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = vector::rms_norm::<Lanes>;
     layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = vector::layer_norm::<Lanes>;
     silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::silu_mul::<Lanes>;
     gelu(x: &[f32], out: &mut [f32]) = vector::gelu::<Lanes>;
-    attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]) = vector::attend::<Lanes>;
+    attend(d: usize, q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]) = vector::attend::<Lanes>;
 }
 
 /// Lanes 0..8 and 8..16.
@@ -268,9 +254,9 @@ unsafe fn matmul_rows(
     // SAFETY: AVX2 and F16C by the table.
     unsafe {
         match w.dtype {
-            DType::F32 => matmul_floats::<f32>(w, rows, x, out),
-            DType::F16 => matmul_floats::<f16>(w, rows, x, out),
-            DType::BF16 => matmul_floats::<bf16>(w, rows, x, out),
+            DType::F32 => vector::matmul::<Lanes, f32, 4, 1>(w, rows, x, out),
+            DType::F16 => vector::matmul::<Lanes, f16, 4, 1>(w, rows, x, out),
+            DType::BF16 => vector::matmul::<Lanes, bf16, 4, 1>(w, rows, x, out),
             DType::Q8_0 => matmul_blocks::<BlockQ8_0>(w, rows, x, out, scratch),
             DType::Q4_0 => matmul_blocks::<BlockQ4_0>(w, rows, x, out, scratch),
             DType::Q4_1 => matmul_blocks::<BlockQ4_1>(w, rows, x, out, scratch),
@@ -279,37 +265,6 @@ unsafe fn matmul_rows(
             DType::Q4K => matmul_blocks::<BlockQ4K>(w, rows, x, out, scratch),
             DType::Q5K => matmul_blocks::<BlockQ5K>(w, rows, x, out, scratch),
             DType::Q6K => matmul_blocks::<BlockQ6K>(w, rows, x, out, scratch),
-        }
-    }
-}
-
-/// Four rows at a time, and the tokens over them while they are in the first cache.
-#[inline(always)]
-unsafe fn matmul_floats<E: Element>(
-    w: &Matrix,
-    rows: Range<usize>,
-    x: &Activations,
-    out: &mut Columns<'_>,
-) {
-    let row = |r: usize| w.row(r).as_ptr().cast::<E>();
-    let mut r = rows.start;
-    while r < rows.end {
-        let column = r - rows.start;
-        // SAFETY: rows of `w` hold `n_cols` elements, as rows of `x` do.
-        unsafe {
-            if r + 4 <= rows.end {
-                let w = [row(r), row(r + 1), row(r + 2), row(r + 3)];
-                for t in 0..x.n_rows {
-                    out.row_mut(t)[column..column + 4]
-                        .copy_from_slice(&vector::dots::<Lanes, E, 4>(w, x.row(t)));
-                }
-                r += 4;
-            } else {
-                for t in 0..x.n_rows {
-                    out.row_mut(t)[column] = vector::dots::<Lanes, E, 1>([row(r)], x.row(t))[0];
-                }
-                r += 1;
-            }
         }
     }
 }

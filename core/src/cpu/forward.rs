@@ -305,16 +305,29 @@ impl Ops {
         // Shared between threads, which is why it is not the exclusive borrows themselves.
         let sessions: Vec<&Session> = feeds.iter().map(|feed| &*feed.session).collect();
         let heads_per_kv = spec.n_head / spec.n_kv_head;
-        out.reshape(qkv.len() / qkv_width(spec), spec.n_head * d);
-        self.pool
-            .for_chunks_with(&mut out.x, d, &mut self.scratch, |i, out, scratch| {
-                let (t, h) = (i / spec.n_head, i % spec.n_head);
+        let n_rows = qkv.len() / qkv_width(spec);
+        out.reshape(n_rows, spec.n_head * d);
+        // Heads that share keys and values go together, unless that leaves threads without work.
+        let pieces = n_rows * spec.n_kv_head;
+        let group = if pieces >= 2 * self.pool.n_threads() {
+            heads_per_kv
+        } else {
+            1
+        };
+        let per_row = spec.n_head / group;
+        self.pool.for_chunks_with(
+            &mut out.x,
+            group * d,
+            &mut self.scratch,
+            |i, out, scratch| {
+                let (t, h) = (i / per_row, i % per_row * group);
                 let n = rows[t].position + 1;
-                let q = &qkv[t * qkv_width(spec) + h * d..][..d]; // [D]
+                let q = &qkv[t * qkv_width(spec) + h * d..][..group * d]; // [group, D]
                 let (k, v) = sessions[rows[t].feed].head(l, h / heads_per_kv, n); // [n, D], [n, D]
-                scratch.scores.resize(n, 0.0);
-                (kernels.attend)(q, k, v, &mut scratch.scores, out); // [D]
-            });
+                scratch.scores.resize(group * n, 0.0);
+                (kernels.attend)(d, q, k, v, &mut scratch.scores, out); // [group, D]
+            },
+        );
         self.check(&out.x, || format!("attention of block {l}"));
     }
 

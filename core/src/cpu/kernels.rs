@@ -20,6 +20,9 @@ type Matmul = fn(&Matrix, Range<usize>, &Activations, &mut Columns<'_>, &mut Scr
 /// `(x, weight, bias, eps, out)`.
 type LayerNorm = fn(&[f32], &[f32], &[f32], f32, &mut [f32]);
 
+/// `(head_dim, q, k, v, scores, out)`.
+type Attend = fn(usize, &[f32], KvRows<'_>, KvRows<'_>, &mut [f32], &mut [f32]);
+
 impl std::fmt::Debug for Kernels {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Kernels({:?})", self.isa)
@@ -47,9 +50,9 @@ pub(crate) struct Kernels {
     pub(crate) gelu: fn(x: &[f32], out: &mut [f32]),
     /// `x = x + y`.
     pub(crate) add: fn(x: &mut [f32], y: &[f32]),
-    /// One query of one head over `n` positions (rule 4); `scores` is scratch. q (D), k (n, D), v (n, D) -> out (D)
-    pub(crate) attend:
-        fn(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]),
+    /// Queries that read the same keys and values, of `n` positions (rule 4); `scores` is scratch. q (H, D), k (n, D), v (n, D),
+    /// scores (H, n) -> out (H, D)
+    pub(crate) attend: Attend,
 }
 
 impl Kernels {
@@ -59,8 +62,10 @@ impl Kernels {
             Isa::Scalar => Some(&super::scalar::KERNELS),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => super::avx2::kernels(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => super::avx512::kernels(),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 => None,
+            Isa::Avx2 | Isa::Avx512 => None,
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
             Isa::Simd128 => Some(&super::wasm::KERNELS),
             #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
@@ -99,6 +104,23 @@ pub(crate) struct Scratch {
     pub(crate) scales: Vec<f32>,
     /// Their minima. [K / 32, rows]
     pub(crate) mins: Vec<f32>,
+    /// A few rows of activations in bytes. [T, K / 32]
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) digits: Vec<Digits>,
+}
+
+/// A [`QuantBlock`] in signed bytes: `q = 256 high + low`.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Digits {
+    pub(crate) high: [i8; BLOCK],
+    pub(crate) low: [i8; BLOCK],
+    /// As the block's.
+    pub(crate) scale: f32,
+    /// As the block's.
+    pub(crate) sum: i32,
+    /// Sum of the first sixteen `q`.
+    pub(crate) first_sum: i32,
 }
 
 /// 32 quantised activations (rule 3).

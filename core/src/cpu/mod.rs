@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod forward;
 mod kernels;
 pub mod math;
@@ -31,7 +33,11 @@ use bytes::Bytes;
 use fledgling_pool::Pool;
 use forward::{Row, Runner};
 use kernels::Kernels;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::{
+    fmt,
+    str::FromStr,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 use weights::Weights;
 
 /// Tokens that go through the layers together when a prompt is fed: so many that weights are read seldom, so few that
@@ -48,13 +54,15 @@ pub enum Isa {
     Scalar,
     /// x86-64 with AVX2 and F16C.
     Avx2,
+    /// x86-64 with AVX-512 (F, BW, VL, DQ) and its VNNI.
+    Avx512,
     /// wasm32 compiled with simd128.
     Simd128,
 }
 
 impl Isa {
     /// All, the best first.
-    pub const ALL: [Self; 3] = [Self::Avx2, Self::Simd128, Self::Scalar];
+    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Simd128, Self::Scalar];
 
     /// The best that this machine has.
     pub fn best() -> Self {
@@ -69,6 +77,31 @@ impl Isa {
         Kernels::for_isa(self).is_some()
     }
 }
+
+impl fmt::Display for Isa {
+    /// The name that [`str::parse`] reads: `avx512`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Simd128 => "simd128",
+        })
+    }
+}
+
+impl FromStr for Isa {
+    type Err = UnknownIsa;
+    fn from_str(name: &str) -> Result<Self, UnknownIsa> {
+        let found = Self::ALL.into_iter().find(|isa| isa.to_string() == name);
+        found.ok_or_else(|| UnknownIsa(name.to_owned()))
+    }
+}
+
+/// No instruction set has this name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("there are no kernels called `{0}`: give avx512, avx2, simd128 or scalar")]
+pub struct UnknownIsa(String);
 
 /// Element type of the key and value cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -427,7 +460,7 @@ pub enum EngineError {
     #[error("no thread could be started ({0}); run with fewer threads")]
     Thread(String),
     /// This machine has not got the instruction set asked for.
-    #[error("this machine cannot run the {0:?} kernels; leave the choice to the engine")]
+    #[error("this machine cannot run the {0} kernels; leave the choice to the engine")]
     IsaNotAvailable(Isa),
     /// A context of no positions, or of more than the model was made for.
     #[error("a context of {asked} positions was asked for; this model allows 1 to {limit}")]

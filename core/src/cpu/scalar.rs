@@ -245,7 +245,23 @@ pub(crate) fn add(x: &mut [f32], y: &[f32]) {
     }
 }
 
-pub(crate) fn attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]) {
+pub(crate) fn attend(
+    d: usize,
+    q: &[f32],
+    k: KvRows<'_>,
+    v: KvRows<'_>,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    let n = scores.len() / (q.len() / d);
+    let heads = q.chunks_exact(d).zip(scores.chunks_exact_mut(n));
+    for ((q, scores), out) in heads.zip(out.chunks_exact_mut(d)) {
+        attend_one(q, k, v, scores, out);
+    }
+}
+
+/// q (D), k (n, D), v (n, D) -> out (D)
+fn attend_one(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]) {
     let d = q.len();
     let scale = 1.0 / (d as f32).sqrt();
     for (t, score) in scores.iter_mut().enumerate() {

@@ -12,11 +12,32 @@
 )]
 
 use super::{
-    kernels::KvRows,
+    kernels::{Activations, KvRows},
     math::{EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LANES, LN2_HI, LN2_LO, fold_lanes},
     scalar,
+    weights::Matrix,
 };
+use fledgling_pool::Columns;
 use half::{bf16, f16};
+use std::ops::Range;
+
+/// Defines entries of a table by generic functions that are compiled for the instruction set named first.
+#[cfg(target_arch = "x86_64")]
+macro_rules! entries {
+    ($features:literal; $($name:ident($($arg:ident: $type:ty),*) = $body:expr;)*) => {$(
+        fn $name($($arg: $type),*) {
+            #[target_feature(enable = $features)]
+            fn with_features($($arg: $type),*) {
+                // SAFETY: compiled for the instructions that it uses.
+                unsafe { $body($($arg),*) }
+            }
+            // SAFETY: reached only through the module's table, which is handed out where the instructions are there.
+            unsafe { with_features($($arg),*) }
+        }
+    )*};
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use entries;
 
 /// Sixteen f32 lanes: one register or several.
 ///
@@ -46,6 +67,18 @@ pub(crate) trait F32x16: Copy {
     unsafe fn zero_where_less(self, x: Self, bound: Self) -> Self;
     /// The lanes folded in halves (rule 2).
     unsafe fn fold(self) -> f32;
+    /// [`Self::fold`] of each, a result in each lane.
+    #[inline(always)]
+    unsafe fn fold_each(all: [Self; LANES]) -> Self {
+        let mut out = [0.0; LANES];
+        // SAFETY: passed on; sixteen elements.
+        unsafe {
+            for (out, one) in out.iter_mut().zip(all) {
+                *out = one.fold();
+            }
+            Self::load(out.as_ptr())
+        }
+    }
 }
 
 /// An element that dot products read.
@@ -106,38 +139,85 @@ unsafe fn finish<V: F32x16>(sum: V, tail: impl ExactSizeIterator<Item = f32>) ->
     }
 }
 
-/// Dot products of `R` rows of weights with one row of activations (rule 2).
+/// Dot products of `R` rows of weights with `T` rows of activations of `n` elements (rule 2). [T, R]
 ///
 /// # Safety
-/// Each pointer is valid for `x.len()` elements of any alignment; the instruction set is there.
+/// Each pointer is valid for `n` elements of any alignment; the instruction set is there.
 #[inline(always)]
-pub(crate) unsafe fn dots<V: F32x16, E: Element, const R: usize>(
+pub(crate) unsafe fn dots<V: F32x16, E: Element, const R: usize, const T: usize>(
     w: [*const E; R],
-    x: &[f32],
-) -> [f32; R] {
-    let whole = x.len() / LANES * LANES;
-    // SAFETY: indices stay below `x.len()`.
+    x: [*const f32; T],
+    n: usize,
+) -> [[f32; R]; T] {
+    let whole = n / LANES * LANES;
+    // SAFETY: indices stay below `n`.
     unsafe {
-        let mut sums = [V::splat(0.0); R];
-        let mut i = 0;
-        while i < whole {
-            let xi = V::load(x.as_ptr().add(i));
-            for (sum, w) in sums.iter_mut().zip(w) {
-                *sum = sum.add(E::load::<V>(w.add(i)).mul(xi));
+        let mut sums = [[V::splat(0.0); R]; T];
+        for i in (0..whole).step_by(LANES) {
+            let mut wi = [V::splat(0.0); R];
+            for (wi, w) in wi.iter_mut().zip(w) {
+                *wi = E::load::<V>(w.add(i));
             }
-            i += LANES;
+            for (sums, x) in sums.iter_mut().zip(x) {
+                let xi = V::load(x.add(i));
+                for (sum, wi) in sums.iter_mut().zip(wi) {
+                    *sum = sum.add(wi.mul(xi));
+                }
+            }
         }
-        let mut out = [0.0; R];
-        for ((out, sum), w) in out.iter_mut().zip(sums).zip(w) {
-            let tail = &x[whole..];
-            *out = finish(
-                sum,
-                tail.iter()
-                    .enumerate()
-                    .map(|(j, x)| w.add(whole + j).read_unaligned().get() * x),
-            );
+        let mut out = [[0.0; R]; T];
+        for ((out, sums), x) in out.iter_mut().zip(sums).zip(x) {
+            for ((out, sum), w) in out.iter_mut().zip(sums).zip(w) {
+                let term = |i: usize| w.add(i).read_unaligned().get() * *x.add(i);
+                *out = finish(sum, (whole..n).map(term));
+            }
         }
         out
+    }
+}
+
+/// Float weights: `R` rows and `T` tokens at a time. W (N, K) @ x (T, K) -> out (T, rows)
+///
+/// # Safety
+/// The instruction set is there.
+#[inline(always)]
+pub(crate) unsafe fn matmul<V: F32x16, E: Element, const R: usize, const T: usize>(
+    w: &Matrix,
+    rows: Range<usize>,
+    x: &Activations,
+    out: &mut Columns<'_>,
+) {
+    let row = |r: usize| w.row(r).as_ptr().cast::<E>();
+    let n = w.n_cols;
+    assert_eq!(x.n_cols, n, "as wide as the matrix");
+    let mut r = rows.start;
+    while r < rows.end {
+        let column = r - rows.start;
+        let many = r + R <= rows.end;
+        let mut t = 0;
+        while t < x.n_rows {
+            // SAFETY: rows of `w` hold `n` elements, as rows of `x` do.
+            unsafe {
+                if many && t + T <= x.n_rows {
+                    let x = std::array::from_fn(|i| x.row(t + i).as_ptr());
+                    let y = dots::<V, E, R, T>(std::array::from_fn(|i| row(r + i)), x, n);
+                    for (i, y) in y.iter().enumerate() {
+                        out.row_mut(t + i)[column..column + R].copy_from_slice(y);
+                    }
+                    t += T;
+                } else if many {
+                    let w = std::array::from_fn(|i| row(r + i));
+                    let [y] = dots::<V, E, R, 1>(w, [x.row(t).as_ptr()], n);
+                    out.row_mut(t)[column..column + R].copy_from_slice(&y);
+                    t += 1;
+                } else {
+                    let [[y]] = dots::<V, E, 1, 1>([row(r)], [x.row(t).as_ptr()], n);
+                    out.row_mut(t)[column] = y;
+                    t += 1;
+                }
+            }
+        }
+        r += if many { R } else { 1 };
     }
 }
 
@@ -278,6 +358,7 @@ pub(crate) unsafe fn gelu<V: F32x16>(x: &[f32], out: &mut [f32]) {
 /// The instruction set is there.
 #[inline(always)]
 pub(crate) unsafe fn attend<V: F32x16>(
+    d: usize,
     q: &[f32],
     k: KvRows<'_>,
     v: KvRows<'_>,
@@ -287,50 +368,121 @@ pub(crate) unsafe fn attend<V: F32x16>(
     // SAFETY: passed on.
     unsafe {
         match (k, v) {
-            (KvRows::F16(k), KvRows::F16(v)) => attend_to::<V, f16>(q, k, v, scores, out),
-            (KvRows::F32(k), KvRows::F32(v)) => attend_to::<V, f32>(q, k, v, scores, out),
+            (KvRows::F16(k), KvRows::F16(v)) => attend_to::<V, f16>(d, q, k, v, scores, out),
+            (KvRows::F32(k), KvRows::F32(v)) => attend_to::<V, f32>(d, q, k, v, scores, out),
             _ => unreachable!("one type of cache for keys and values"),
         }
     }
 }
 
-/// q (D), k (n, D), v (n, D) -> out (D)
+/// q (H, D), k (n, D), v (n, D), scores (H, n) -> out (H, D)
 #[inline(always)]
 unsafe fn attend_to<V: F32x16, E: Element>(
+    d: usize,
     q: &[f32],
     k: &[E],
     v: &[E],
     scores: &mut [f32],
     out: &mut [f32],
 ) {
-    let (n, d) = (scores.len(), q.len());
+    let n = scores.len() / (q.len() / d);
     assert!(
-        k.len() == n * d && v.len() == n * d && out.len() == d,
+        k.len() == n * d && v.len() == n * d && out.len() == q.len(),
         "n positions of one head"
     );
-    let scale = 1.0 / (d as f32).sqrt();
-    // SAFETY: rows and lanes stay within the lengths asserted.
-    unsafe {
-        for (t, score) in scores.iter_mut().enumerate() {
-            *score = dots::<V, E, 1>([k.as_ptr().add(t * d)], q)[0] * scale; // (D) · (D)
+    let mut h = 0;
+    while h < q.len() / d {
+        let (q, scores, out) = (&q[h * d..], &mut scores[h * n..], &mut out[h * d..]);
+        // SAFETY: the instruction set by the caller; the slices hold as many heads.
+        unsafe {
+            h += match q.len() / d {
+                3.. => attend_heads::<V, E, 3>(d, q, k, v, scores, out),
+                2 => attend_heads::<V, E, 2>(d, q, k, v, scores, out),
+                _ => attend_heads::<V, E, 1>(d, q, k, v, scores, out),
+            }
         }
-        let inverse = 1.0 / softmax_sum::<V>(scores);
+    }
+}
+
+/// `H` heads, whose number it gives back, read keys and values once.
+#[inline(always)]
+unsafe fn attend_heads<V: F32x16, E: Element, const H: usize>(
+    d: usize,
+    q: &[f32],
+    k: &[E],
+    v: &[E],
+    scores: &mut [f32],
+    out: &mut [f32],
+) -> usize {
+    let (n, scale) = (k.len() / d, 1.0 / (d as f32).sqrt());
+    let (q, scores, out) = (&q[..H * d], &mut scores[..H * n], &mut out[..H * d]);
+    // SAFETY: the instruction set by the caller; rows and lanes stay within the lengths above.
+    unsafe {
+        let mut t = 0;
+        while t + LANES <= n && d.is_multiple_of(LANES) {
+            let products = score_lanes::<V, E, H>(d, q, k.as_ptr().add(t * d));
+            for (h, products) in products.into_iter().enumerate() {
+                let dots = V::fold_each(products); // (D) · (D)
+                dots.mul(V::splat(scale))
+                    .store(scores.as_mut_ptr().add(h * n + t));
+            }
+            t += LANES;
+        }
+        for t in t..n {
+            for h in 0..H {
+                let (k, q) = (k.as_ptr().add(t * d), q.as_ptr().add(h * d));
+                scores[h * n + t] = dots::<V, E, 1, 1>([k], [q], d)[0][0] * scale; // (D) · (D)
+            }
+        }
+        let mut inverse = [0.0; H];
+        for (scores, inverse) in scores.chunks_exact_mut(n).zip(&mut inverse) {
+            *inverse = 1.0 / softmax_sum::<V>(scores);
+        }
         let mut i = 0;
         while i + 4 * LANES <= d {
-            weighted_sum::<V, E, 4>(scores, v.as_ptr().add(i), d, inverse, &mut out[i..]);
+            weighted_sum::<V, E, 4, H>(scores, &v[i..], d, inverse, &mut out[i..]);
             i += 4 * LANES;
         }
         while i + LANES <= d {
-            weighted_sum::<V, E, 1>(scores, v.as_ptr().add(i), d, inverse, &mut out[i..]);
+            weighted_sum::<V, E, 1, H>(scores, &v[i..], d, inverse, &mut out[i..]);
             i += LANES;
         }
-        for i in i..d {
-            let sum = scores
-                .iter()
-                .enumerate()
-                .fold(0.0, |sum, (t, p)| sum + p * v[t * d + i].get());
-            out[i] = sum * inverse;
+        for (h, scores) in scores.chunks_exact(n).enumerate() {
+            for i in i..d {
+                let sum = scores
+                    .iter()
+                    .enumerate()
+                    .fold(0.0, |sum, (t, p)| sum + p * v[t * d + i].get());
+                out[h * d + i] = sum * inverse[h];
+            }
         }
+    }
+    H
+}
+
+/// The lanes of the products of `H` queries with sixteen keys, before they are folded. q (H, D), k (16, D) -> (H, 16, 16)
+#[inline(always)]
+unsafe fn score_lanes<V: F32x16, E: Element, const H: usize>(
+    d: usize,
+    q: &[f32],
+    k: *const E,
+) -> [[V; LANES]; H] {
+    // SAFETY: passed on.
+    unsafe {
+        let mut products = [[V::splat(0.0); LANES]; H];
+        for t in 0..LANES {
+            let mut sums = [V::splat(0.0); H];
+            for i in (0..d).step_by(LANES) {
+                let k = E::load::<V>(k.add(t * d + i));
+                for (h, sum) in sums.iter_mut().enumerate() {
+                    *sum = sum.add(k.mul(V::load(q.as_ptr().add(h * d + i))));
+                }
+            }
+            for (products, sum) in products.iter_mut().zip(sums) {
+                products[t] = sum;
+            }
+        }
+        products
     }
 }
 
@@ -363,27 +515,40 @@ unsafe fn softmax_sum<V: F32x16>(scores: &mut [f32]) -> f32 {
     }
 }
 
-/// `out = (Σ_t p[t] v[t]) * inverse` for `N` vectors of dimensions. p (n), v (n, d) -> out (16 N)
+/// `out = (Σ_t p[t] v[t]) * inverse` for `N` vectors of dimensions of `H` heads. p (H, n), v (n, d) -> out (H, d), of which 16 N
 #[inline(always)]
-unsafe fn weighted_sum<V: F32x16, E: Element, const N: usize>(
+unsafe fn weighted_sum<V: F32x16, E: Element, const N: usize, const H: usize>(
     p: &[f32],
-    v: *const E,
+    v: &[E],
     d: usize,
-    inverse: f32,
+    inverse: [f32; H],
     out: &mut [f32],
 ) {
-    assert!(out.len() >= N * LANES, "room for the vectors");
-    // SAFETY: the caller's rows hold `N` vectors from `v`; `out` is asserted.
+    let n = p.len() / H;
+    assert!(
+        out.len() >= (H - 1) * d + N * LANES && v.len() >= (n - 1) * d + N * LANES,
+        "room for the vectors"
+    );
+    // SAFETY: the instruction set by the caller; the lengths are asserted.
     unsafe {
-        let mut sums = [V::splat(0.0); N];
-        for (t, &p) in p.iter().enumerate() {
-            for (j, sum) in sums.iter_mut().enumerate() {
-                *sum = sum.add(V::splat(p).mul(E::load::<V>(v.add(t * d + j * LANES))));
+        let mut sums = [[V::splat(0.0); N]; H];
+        for t in 0..n {
+            let mut row = [V::splat(0.0); N];
+            for (j, row) in row.iter_mut().enumerate() {
+                *row = E::load::<V>(v.as_ptr().add(t * d + j * LANES));
+            }
+            for (h, sums) in sums.iter_mut().enumerate() {
+                let p = V::splat(*p.get_unchecked(h * n + t));
+                for (sum, row) in sums.iter_mut().zip(row) {
+                    *sum = sum.add(p.mul(row));
+                }
             }
         }
-        for (j, sum) in sums.into_iter().enumerate() {
-            sum.mul(V::splat(inverse))
-                .store(out.as_mut_ptr().add(j * LANES));
+        for (h, (sums, inverse)) in sums.into_iter().zip(inverse).enumerate() {
+            for (j, sum) in sums.into_iter().enumerate() {
+                sum.mul(V::splat(inverse))
+                    .store(out.as_mut_ptr().add(h * d + j * LANES));
+            }
         }
     }
 }

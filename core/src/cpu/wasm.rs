@@ -62,7 +62,7 @@ entries! {
     layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]);
     silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]);
     gelu(x: &[f32], out: &mut [f32]);
-    attend(q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]);
+    attend(d: usize, q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]);
 }
 
 /// Lanes 0..4, 4..8, 8..12 and 12..16.
@@ -228,9 +228,12 @@ fn matmul(
     scratch: &mut Scratch,
 ) {
     match w.dtype {
-        DType::F32 => matmul_floats::<f32>(w, rows, x, out),
-        DType::F16 => matmul_floats::<f16>(w, rows, x, out),
-        DType::BF16 => matmul_floats::<bf16>(w, rows, x, out),
+        // SAFETY: simd128 is enabled for this module.
+        DType::F32 => unsafe { vector::matmul::<Lanes, f32, 2, 1>(w, rows, x, out) },
+        // SAFETY: simd128 is enabled for this module.
+        DType::F16 => unsafe { vector::matmul::<Lanes, f16, 2, 1>(w, rows, x, out) },
+        // SAFETY: simd128 is enabled for this module.
+        DType::BF16 => unsafe { vector::matmul::<Lanes, bf16, 2, 1>(w, rows, x, out) },
         DType::Q8_0 => matmul_blocks::<BlockQ8_0>(w, rows, x, out, scratch),
         DType::Q4_0 => matmul_blocks::<BlockQ4_0>(w, rows, x, out, scratch),
         DType::Q4_1 => matmul_blocks::<BlockQ4_1>(w, rows, x, out, scratch),
@@ -239,35 +242,6 @@ fn matmul(
         DType::Q4K => matmul_blocks::<BlockQ4K>(w, rows, x, out, scratch),
         DType::Q5K => matmul_blocks::<BlockQ5K>(w, rows, x, out, scratch),
         DType::Q6K => matmul_blocks::<BlockQ6K>(w, rows, x, out, scratch),
-    }
-}
-
-/// Two rows at a time, and the tokens over them while they are in the first cache.
-fn matmul_floats<E: Element>(
-    w: &Matrix,
-    rows: Range<usize>,
-    x: &Activations,
-    out: &mut Columns<'_>,
-) {
-    let row = |r: usize| w.row(r).as_ptr().cast::<E>();
-    let mut r = rows.start;
-    while r < rows.end {
-        let column = r - rows.start;
-        // SAFETY: rows of `w` hold `n_cols` elements, as rows of `x` do.
-        unsafe {
-            if r + 2 <= rows.end {
-                for t in 0..x.n_rows {
-                    let y = vector::dots::<Lanes, E, 2>([row(r), row(r + 1)], x.row(t));
-                    out.row_mut(t)[column..column + 2].copy_from_slice(&y);
-                }
-                r += 2;
-            } else {
-                for t in 0..x.n_rows {
-                    out.row_mut(t)[column] = vector::dots::<Lanes, E, 1>([row(r)], x.row(t))[0];
-                }
-                r += 1;
-            }
-        }
     }
 }
 

@@ -479,3 +479,15 @@ fn a_file_that_does_not_fit_its_spec_is_refused() {
     let error = CpuEngine::new(&gguf, &CpuOptions::default()).err();
     assert!(matches!(error, Some(EngineError::Spec(_))), "{error:?}");
 }
+
+#[test]
+fn instruction_sets_have_names() {
+    for isa in Isa::ALL {
+        assert_eq!(isa.to_string().parse(), Ok(isa));
+    }
+    let error = "sse9".parse::<Isa>().unwrap_err().to_string();
+    assert_eq!(
+        error,
+        "there are no kernels called `sse9`: give avx512, avx2, simd128 or scalar"
+    );
+}

@@ -133,6 +133,46 @@ fn products_of_every_type_and_size_agree() {
     }
 }
 
+/// Many rows and tokens, none of them a multiple of a step of any instruction set.
+#[test]
+fn products_of_many_rows_and_tokens_agree() {
+    let mut rng = Rng(12);
+    for dtype in DType::ALL {
+        let n_cols = dtype.block_len().max(96);
+        for (n_rows, n_tokens) in [(1, 130), (33, 130), (47, 21), (50, 64), (100, 12)] {
+            let mut bytes = Vec::new();
+            quantize(dtype, &rng.values(n_rows * n_cols, 0.3), &mut bytes);
+            let x = activations(n_cols, rng.values(n_tokens * n_cols, 4.0));
+            check_matmul(&matrix(dtype, n_cols, bytes), &x);
+        }
+    }
+}
+
+/// Rows that are asked for by part, as threads do.
+#[test]
+fn parts_of_a_product_are_parts_of_the_whole() {
+    let mut rng = Rng(13);
+    for dtype in DType::ALL {
+        let n_cols = dtype.block_len().max(64);
+        let mut bytes = Vec::new();
+        quantize(dtype, &rng.values(70 * n_cols, 0.3), &mut bytes);
+        let w = matrix(dtype, n_cols, bytes);
+        for n_tokens in [1, 3, 9] {
+            let x = activations(n_cols, rng.values(n_tokens * n_cols, 4.0));
+            let want = matmul(&scalar::KERNELS, &w, &x);
+            for table in tables() {
+                let mut got = vec![f32::NAN; want.len()];
+                let mut columns = Columns::all(&mut got, w.n_rows);
+                for rows in [0..16, 16..53, 53..54, 54..70] {
+                    let mut part = columns.narrow(rows.clone());
+                    (table.matmul)(&w, rows, &x, &mut part, &mut Scratch::default());
+                }
+                assert_eq!(bits(&got), bits(&want), "{table:?} {dtype} {n_tokens}");
+            }
+        }
+    }
+}
+
 /// Every byte value in the integers, scales of both signs, zero and subnormal, against the largest activations.
 #[test]
 fn products_of_extreme_blocks_agree() {
@@ -401,7 +441,8 @@ fn attention_agrees() {
     let mut rng = Rng(9);
     for d in [1, 3, 16, 20, 32, 64, 80, 96, 128, 130] {
         for n in (1..20).chain([31, 32, 33, 100]) {
-            let q = rng.values(d, 3.0);
+            let n_head = 1 + n % 5;
+            let q = rng.values(n_head * d, 3.0);
             let (k, v) = (rng.values(n * d, 2.0), rng.values(n * d, 2.0));
             let to_f16 = |x: &[f32]| {
                 let mut out = vec![f16::ZERO; x.len()];
@@ -410,19 +451,22 @@ fn attention_agrees() {
             };
             let (k16, v16) = (to_f16(&k), to_f16(&v));
             let run = |table: &Kernels| {
-                let (mut wide, mut narrow, mut scores) = (vec![9.0; d], vec![9.0; d], vec![9.0; n]);
-                (table.attend)(&q, KvRows::F32(&k), KvRows::F32(&v), &mut scores, &mut wide);
-                (table.attend)(
-                    &q,
-                    KvRows::F16(&k16),
-                    KvRows::F16(&v16),
-                    &mut scores,
-                    &mut narrow,
-                );
-                (bits(&wide), bits(&narrow), bits(&scores))
+                let attend = |k, v| {
+                    let (mut out, mut scores) = (vec![9.0; n_head * d], vec![9.0; n_head * n]);
+                    (table.attend)(d, &q, k, v, &mut scores, &mut out);
+                    (bits(&out), bits(&scores))
+                };
+                (
+                    attend(KvRows::F32(&k), KvRows::F32(&v)),
+                    attend(KvRows::F16(&k16), KvRows::F16(&v16)),
+                )
             };
             for table in tables() {
-                assert_eq!(run(table), run(&scalar::KERNELS), "{table:?} D {d} n {n}");
+                assert_eq!(
+                    run(table),
+                    run(&scalar::KERNELS),
+                    "{table:?} D {d} n {n} heads {n_head}"
+                );
             }
         }
     }
