@@ -18,7 +18,7 @@ use fledgling_core::{
         split::{self, PartName},
     },
 };
-use fledgling_eval::score;
+use fledgling_eval::{engine::Engine, score};
 use std::path::{Path, PathBuf};
 
 /// What can be asked of the files.
@@ -249,12 +249,12 @@ impl<'a> Target<'a> {
             let model = score::Model {
                 name: "the exported model",
                 info: &info,
-                engine: &engine,
+                engine: Engine::Cpu(&engine),
             };
             let parent = score::Model {
                 name: &parent.name,
                 info: &parent.info,
-                engine: &parent_engine,
+                engine: Engine::Cpu(&parent_engine),
             };
             evaluation.fill(text, model, parent)?;
             values.extend(evaluation.to_metadata());

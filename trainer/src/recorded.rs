@@ -193,7 +193,7 @@ fn greedy(engine: &CpuEngine, prompt: &[u32], n: usize) -> Result<Vec<u32>> {
 /// A text to evaluate on, read once.
 #[derive(Debug)]
 pub struct Text {
-    text: String,
+    content: String,
     /// Name of its file.
     name: String,
     sha256: String,
@@ -211,7 +211,7 @@ impl Text {
         Ok(Self {
             sha256: sha256_hex(text.as_bytes()),
             name: name.to_string_lossy().into_owned(),
-            text,
+            content: text,
         })
     }
 }
@@ -276,7 +276,7 @@ impl Evaluation {
             n_windows > 0,
             "{}: a text of at least two tokens is needed to evaluate on ({})",
             text.name,
-            human_bytes(text.text.len() as u64)
+            human_bytes(text.content.len() as u64)
         );
         Ok(Self {
             n_windows,
@@ -292,7 +292,7 @@ impl Evaluation {
         };
         Pieces::of_text(
             info,
-            &text.text,
+            &text.content,
             cut,
             (self.max_tokens / self.window).max(1) as usize,
         )

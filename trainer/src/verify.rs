@@ -10,7 +10,7 @@ use crate::{
 };
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_core::gguf::split::PartName;
-use fledgling_eval::score;
+use fledgling_eval::{engine::Engine, score};
 use serde_json::json;
 use std::{
     io::ErrorKind,
@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let engine = EngineArgs {
         threads: args.threads,
-        kv_f32: false,
+        ..EngineArgs::default()
     }
     .load(&model)?;
     let n_probed = probe
@@ -89,7 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
         let model = score::Model {
             name: &model.name,
             info: &model.info,
-            engine: &engine,
+            engine: Engine::Cpu(&engine),
         };
         evaluation
             .reproduce(text, model)

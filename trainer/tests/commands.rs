@@ -588,7 +588,7 @@ fn export_round_trips_through_every_type() {
 }
 
 #[test]
-fn export_takes_recipes_exceptions_and_importance() {
+fn export_takes_recipes_and_exceptions() {
     let place = Place::new();
     let source = place.tiny("source.gguf", Family::Llama, DType::F32);
     let export = |out: &str, more: &[&str]| {
@@ -645,7 +645,16 @@ fn export_takes_recipes_exceptions_and_importance() {
     }
     export("x", &["--quant", "q4_0", "--tensor", "blk.9.*=q8_0"]).fails(1, &["blk.9.*"]);
     export("x", &["--quant", "q4_0", "--tensor", "blk.9.*"]).fails(2, &["PATTERN=TYPE"]);
+}
 
+#[test]
+fn export_takes_a_text_and_an_importance_matrix() {
+    let place = Place::new();
+    let source = place.tiny("source.gguf", Family::Llama, DType::F32);
+    let export = |out: &str, more: &[&str]| {
+        let args = [&["export", &source, "-o", out, "--force"], more].concat();
+        place.run(&args)
+    };
     let text = place.write(
         "text.txt",
         "the cat and the hat and the other thing ".repeat(40),

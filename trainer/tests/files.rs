@@ -364,7 +364,12 @@ fn a_file_reproduces_what_it_recorded_or_verify_says_what_differs() {
             "the weights were changed",
         ],
     );
+}
 
+#[test]
+fn an_empty_text_records_nothing() {
+    let place = Place::new();
+    let source = place.tiny("source.gguf", Family::Llama, DType::F32);
     let empty = place.write("empty.txt", "");
     let args = [
         "export",

@@ -174,9 +174,12 @@ fn candidates(
             continue;
         };
         let measured = probe.divergence_of(&entry.gguf, *dtype, bytes)?;
-        let damage = |error: f64| match *largest > 0.0 {
-            true => measured * error / largest,
-            false => 0.0,
+        let damage = |error: f64| {
+            if *largest > 0.0 {
+                measured * error / largest
+            } else {
+                0.0
+            }
         };
         candidates.push(Candidate {
             name: entry.gguf.clone(),
