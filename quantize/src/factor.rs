@@ -22,6 +22,8 @@ pub struct Factor {
     pub upper: Vec<f32>,
     /// D: what a squared error weighs that no column after it makes good. [K]
     pub diagonal: Vec<f32>,
+    /// The diagonal of H: what a squared error weighs that nothing makes good. [K]
+    pub squares: Vec<f32>,
 }
 
 impl Factor {
@@ -48,14 +50,15 @@ impl Factor {
         for i in 0..n {
             h[i * (n + 1)] = (diagonal(i) + damping) as f32;
         }
+        let squares = (0..n).map(|i| h[i * (n + 1)]).collect();
         for start in (0..n).step_by(BLOCK).rev() {
             factor_block(&mut h, n, start..(start + BLOCK).min(n))?;
         }
-        Ok(Self::of_root(n, h))
+        Ok(Self::of_root(n, h, squares))
     }
 
     /// From R, upper triangular, with `H = R R^T`.
-    fn of_root(n: usize, mut r: Vec<f32>) -> Self {
+    fn of_root(n: usize, mut r: Vec<f32>, squares: Vec<f32>) -> Self {
         let root: Vec<f32> = (0..n).map(|k| r[k * (n + 1)]).collect();
         for (i, row) in r.chunks_exact_mut(n).enumerate() {
             row[..=i].fill(0.0);
@@ -67,6 +70,7 @@ impl Factor {
             n_cols: n,
             upper: r,
             diagonal: root.iter().map(|root| root * root).collect(),
+            squares,
         }
     }
 }

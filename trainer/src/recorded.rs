@@ -485,6 +485,7 @@ mod tests {
         spec::Family,
         testing::tiny_model,
     };
+    use fledgling_eval::engine::Engine;
 
     fn tiny(dtype: DType, seed: u64) -> (ModelInfo, CpuEngine) {
         let gguf = Gguf::parse(tiny_model(Family::Llama, dtype, seed).into()).unwrap();
@@ -546,12 +547,12 @@ mod tests {
         let model = score::Model {
             name: "model",
             info: &info,
-            engine: &engine,
+            engine: Engine::Cpu(&engine),
         };
         let parent = score::Model {
             name: "parent",
             info: &parent_info,
-            engine: &parent_engine,
+            engine: Engine::Cpu(&parent_engine),
         };
         let mut evaluation = Evaluation {
             text_name: text.name.clone(),

@@ -757,7 +757,8 @@ fn export_meets_a_size_or_a_divergence() {
         assert!(["F32", "F16", "Q8_0"].contains(&kind), "{tensor}");
     }
 
-    calibrated(&["--target-size", "5000"]).fails(1, &["--target-size", "5.00 kB", "smallest"]);
+    calibrated(&["--target-size", "12kB"]).fails(1, &["--target-size", "12.00 kB", "smallest"]);
+    calibrated(&["--target-size", "5000"]).fails(1, &["--target-size", "stay exact"]);
     let strict = format!("{:e}", best / 1e6);
     calibrated(&["--max-kl", &strict, "--types", "q4_0"]).fails(1, &["--max-kl", "the best"]);
     export(&["--target-size", "90MB"]).fails(2, &["--calibrate"]);

@@ -197,10 +197,11 @@ impl<'a> Rounder<'a> {
         let values = self.model.gguf.tensor_f32(&tensor.name)?;
         check_values(&tensor.name, &values, tensor.dtype)?;
         let n_cols = tensor.shape.last().copied().unwrap_or(1);
-        if tensor.dtype.is_quantized()
-            && let (Some(feedback), Some(text)) = (&mut self.feedback, &self.text)
-            && let Some(factor) = feedback.factor(&tensor.name, text)?
-        {
+        let factor = match (&mut self.feedback, &self.text) {
+            (Some(feedback), Some(text)) => feedback.factor(&tensor.name, text)?,
+            _ => None,
+        };
+        if let Some(factor) = factor.filter(|_| tensor.dtype.is_quantized()) {
             let rounded = quantize_with_feedback(tensor.dtype, &values, factor);
             return Ok((rounded.bytes, rounded.error));
         }
@@ -213,7 +214,9 @@ impl<'a> Rounder<'a> {
         let bytes = quantize_rows(tensor.dtype, &values, n_cols, importance, method);
         let mut rounded = vec![0.0; values.len()];
         fledgling_core::quant::dequantize(tensor.dtype, &bytes, &mut rounded);
-        let error = weighted_error(&values, &rounded, n_cols, importance);
+        // In the unit of rounding with feedback, where other types of this tensor are rounded so.
+        let weights = factor.map_or(importance, |factor| Some(&factor.squares));
+        let error = weighted_error(&values, &rounded, n_cols, weights);
         Ok((bytes, error))
     }
 }
