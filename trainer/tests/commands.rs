@@ -762,7 +762,7 @@ fn export_meets_a_size_or_a_divergence() {
     let strict = format!("{:e}", best / 1e6);
     calibrated(&["--max-kl", &strict, "--types", "q4_0"]).fails(1, &["--max-kl", "the best"]);
     export(&["--target-size", "90MB"]).fails(2, &["--calibrate"]);
-    calibrated(&["--target-size", "much"]).fails(2, &["90MB"]);
+    calibrated(&["--target-size", "much"]).fails(2, &["40MB"]);
     calibrated(&["--quant", "q4_0", "--max-kl", "0.1"]).fails(2, &["--max-kl"]);
     calibrated(&["--quant", "q4_0", "--types", "q4_0"]).fails(2, &["--types"]);
 }
