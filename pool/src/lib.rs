@@ -28,6 +28,9 @@ const SPINS_BEFORE_YIELD: u32 = 2_000;
 /// Pieces a thread takes from a large step, so that a slow one does not hold up the rest.
 const PIECES_PER_THREAD: usize = 4;
 
+/// The same of a step of many small chunks, whose cost may grow from the first to the last.
+const CHUNK_PIECES_PER_THREAD: usize = 16;
+
 /// `gate`: bits 0..31 workers inside, bit 31 open, bits 32.. number of the step.
 const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
@@ -182,14 +185,19 @@ impl Pool {
         assert_eq!(out.len() % chunk_len, 0, "whole chunks");
         assert!(scratch.len() >= self.n_threads(), "scratch for each thread");
         let n_chunks = out.len() / chunk_len;
+        let n_pieces = n_chunks.min(self.n_threads() * CHUNK_PIECES_PER_THREAD);
         let (out, scratch) = (Exclusive(out.as_mut_ptr()), Exclusive(scratch.as_mut_ptr()));
-        self.run(n_chunks, &|thread, i| {
-            // SAFETY: chunk `i` is handed out once and lies within `out`, which is borrowed mutably for the whole step.
-            let chunk =
-                unsafe { std::slice::from_raw_parts_mut(out.get().add(i * chunk_len), chunk_len) };
+        self.run(n_pieces, &|thread, piece| {
             // SAFETY: a thread runs one piece at a time, and no two threads have the same number.
             let scratch = unsafe { &mut *scratch.get().add(thread) };
-            f(i, chunk, scratch);
+            for i in piece * n_chunks / n_pieces..(piece + 1) * n_chunks / n_pieces {
+                // SAFETY: chunk `i` is of one piece, which runs once, and lies within `out`, which is borrowed mutably for the whole
+                // step.
+                let chunk = unsafe {
+                    std::slice::from_raw_parts_mut(out.get().add(i * chunk_len), chunk_len)
+                };
+                f(i, chunk, scratch);
+            }
         });
     }
 }

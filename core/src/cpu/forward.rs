@@ -13,8 +13,9 @@ use super::{
 use crate::spec::{Mlp, ModelSpec, Norm, Pairing, Position};
 use fledgling_pool::{Columns, Pool};
 
-/// Rows of a matrix that a piece of work is a multiple of: the widest step of any instruction set.
+/// Rows of a matrix that a piece of work is a multiple of: the widest step of any instruction set, for one token and for many.
 const ROW_STEP: usize = 16;
+const ROW_STEP_MANY: usize = 32;
 
 /// What a forward pass needs beside the weights and the session; kept between calls.
 #[derive(Debug)]
@@ -224,10 +225,11 @@ impl Ops {
         }
         y.resize(n_rows * w.n_rows, 0.0);
         let x = &*x;
+        let step = if n_rows == 1 { ROW_STEP } else { ROW_STEP_MANY };
         self.pool.for_columns(
             y,
             w.n_rows,
-            ROW_STEP,
+            step,
             &mut self.scratch,
             |range, mut out, scratch| {
                 w.for_parts(range.clone(), |part, rows, columns| {

@@ -213,6 +213,11 @@ pub(crate) fn layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out:
     }
 }
 
+#[allow(
+    clippy::inline_always,
+    reason = "compiled once more for each instruction set, by `vector`"
+)]
+#[inline(always)]
 pub(crate) fn rope(x: &mut [f32], rotations: &[(f32, f32)]) {
     for (pair, &(cos, sin)) in x.as_chunks_mut::<2>().0.iter_mut().zip(rotations) {
         let [a, b] = *pair;
@@ -220,6 +225,11 @@ pub(crate) fn rope(x: &mut [f32], rotations: &[(f32, f32)]) {
     }
 }
 
+#[allow(
+    clippy::inline_always,
+    reason = "compiled once more for each instruction set, by `vector`"
+)]
+#[inline(always)]
 pub(crate) fn rope_halves(x: &mut [f32], rotations: &[(f32, f32)]) {
     let (low, high) = x.split_at_mut(x.len() / 2);
     for ((a, b), &(cos, sin)) in low.iter_mut().zip(high).zip(rotations) {
@@ -239,6 +249,11 @@ pub(crate) fn gelu(x: &[f32], out: &mut [f32]) {
     }
 }
 
+#[allow(
+    clippy::inline_always,
+    reason = "compiled once more for each instruction set, by `vector`"
+)]
+#[inline(always)]
 pub(crate) fn add(x: &mut [f32], y: &[f32]) {
     for (x, y) in x.iter_mut().zip(y) {
         *x += y;

@@ -69,11 +69,11 @@ pub(crate) trait F32x16: Copy {
     unsafe fn fold(self) -> f32;
     /// [`Self::fold`] of each, a result in each lane.
     #[inline(always)]
-    unsafe fn fold_each(all: [Self; LANES]) -> Self {
+    unsafe fn fold_each(all: &[Self; LANES]) -> Self {
         let mut out = [0.0; LANES];
         // SAFETY: passed on; sixteen elements.
         unsafe {
-            for (out, one) in out.iter_mut().zip(all) {
+            for (out, &one) in out.iter_mut().zip(all) {
                 *out = one.fold();
             }
             Self::load(out.as_ptr())
@@ -315,6 +315,25 @@ pub(crate) unsafe fn layer_norm<V: F32x16>(
     }
 }
 
+/// The scalar loops, of which the compiler makes vectors by itself.
+macro_rules! as_scalar {
+    ($($name:ident($($arg:ident: $type:ty),*);)*) => {$(
+        /// # Safety
+        /// None: unsafe as the others are that a table's entry is made of.
+        #[cfg(target_arch = "x86_64")]
+        #[inline(always)]
+        pub(crate) unsafe fn $name($($arg: $type),*) {
+            scalar::$name($($arg),*);
+        }
+    )*};
+}
+
+as_scalar! {
+    rope(x: &mut [f32], rotations: &[(f32, f32)]);
+    rope_halves(x: &mut [f32], rotations: &[(f32, f32)]);
+    add(x: &mut [f32], y: &[f32]);
+}
+
 /// # Safety
 /// The instruction set is there.
 #[inline(always)]
@@ -419,9 +438,16 @@ unsafe fn attend_heads<V: F32x16, E: Element, const H: usize>(
     // SAFETY: the instruction set by the caller; rows and lanes stay within the lengths above.
     unsafe {
         let mut t = 0;
+        // Here and not where it is filled, so that it is not cleared each time.
+        let mut products = [[V::splat(0.0); LANES]; H];
         while t + LANES <= n && d.is_multiple_of(LANES) {
-            let products = score_lanes::<V, E, H>(d, q, k.as_ptr().add(t * d));
-            for (h, products) in products.into_iter().enumerate() {
+            let k = k.as_ptr().add(t * d);
+            match d {
+                64 => score_lanes::<V, E, H, 4>(d, q, k, &mut products),
+                128 => score_lanes::<V, E, H, 8>(d, q, k, &mut products),
+                _ => score_lanes::<V, E, H, 0>(d, q, k, &mut products),
+            }
+            for (h, products) in products.iter().enumerate() {
                 let dots = V::fold_each(products); // (D) · (D)
                 dots.mul(V::splat(scale))
                     .store(scores.as_mut_ptr().add(h * n + t));
@@ -461,28 +487,38 @@ unsafe fn attend_heads<V: F32x16, E: Element, const H: usize>(
 }
 
 /// The lanes of the products of `H` queries with sixteen keys, before they are folded. q (H, D), k (16, D) -> (H, 16, 16)
+///
+/// `N` is the vectors of a query, which registers hold then; 0 where they are read each time.
 #[inline(always)]
-unsafe fn score_lanes<V: F32x16, E: Element, const H: usize>(
+unsafe fn score_lanes<V: F32x16, E: Element, const H: usize, const N: usize>(
     d: usize,
     q: &[f32],
     k: *const E,
-) -> [[V; LANES]; H] {
-    // SAFETY: passed on.
+    products: &mut [[V; LANES]; H],
+) {
+    assert!(q.len() == H * d && (N == 0 || d == N * LANES), "queries");
+    // SAFETY: the instruction set and the keys by the caller; `q` holds `H` rows of `d`.
     unsafe {
-        let mut products = [[V::splat(0.0); LANES]; H];
+        let load = |h: usize, i: usize| V::load(q.as_ptr().add(h * d + i * LANES));
+        let mut held = [[V::splat(0.0); N]; H];
+        for (h, held) in held.iter_mut().enumerate() {
+            for (i, held) in held.iter_mut().enumerate() {
+                *held = load(h, i);
+            }
+        }
+        let query = |h: usize, i: usize| if N > 0 { held[h][i] } else { load(h, i) };
         for t in 0..LANES {
             let mut sums = [V::splat(0.0); H];
-            for i in (0..d).step_by(LANES) {
-                let k = E::load::<V>(k.add(t * d + i));
+            for i in 0..if N > 0 { N } else { d / LANES } {
+                let k = E::load::<V>(k.add(t * d + i * LANES));
                 for (h, sum) in sums.iter_mut().enumerate() {
-                    *sum = sum.add(k.mul(V::load(q.as_ptr().add(h * d + i))));
+                    *sum = sum.add(k.mul(query(h, i)));
                 }
             }
             for (products, sum) in products.iter_mut().zip(sums) {
                 products[t] = sum;
             }
         }
-        products
     }
 }
 

@@ -17,7 +17,7 @@ use super::{
     Isa,
     kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
     scalar,
-    vector::{self, Element, F32x16},
+    vector::{self, F32x16},
     weights::Matrix,
 };
 use crate::quant::{

@@ -88,7 +88,7 @@ impl F32x16 for Lanes {
     }
     /// In a tree: each step folds two vectors into the halves, then the quarters, of one.
     #[inline(always)]
-    unsafe fn fold_each(all: [Self; 16]) -> Self {
+    unsafe fn fold_each(all: &[Self; 16]) -> Self {
         // SAFETY: the instruction set by the contract.
         unsafe {
             let mut eights = [_mm512_setzero_ps(); 8];

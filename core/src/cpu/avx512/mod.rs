@@ -21,7 +21,6 @@ mod weights;
 use super::{
     Isa,
     kernels::{Activations, BLOCK, Kernels, KvRows, QuantBlock, Scratch},
-    scalar,
     vector::{self, entries},
     weights::Matrix,
 };
@@ -51,11 +50,11 @@ static KERNELS: Kernels = Kernels {
     matmul,
     rms_norm,
     layer_norm,
-    rope: scalar::rope,
-    rope_halves: scalar::rope_halves,
+    rope,
+    rope_halves,
     silu_mul,
     gelu,
-    add: scalar::add,
+    add,
     attend,
 };
 
@@ -65,6 +64,9 @@ entries! {
     matmul(w: &Matrix, rows: Range<usize>, x: &Activations, out: &mut Columns<'_>, scratch: &mut Scratch) = matmul_rows;
     rms_norm(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) = vector::rms_norm::<Lanes>;
     layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]) = vector::layer_norm::<Lanes>;
+    rope(x: &mut [f32], rotations: &[(f32, f32)]) = vector::rope;
+    rope_halves(x: &mut [f32], rotations: &[(f32, f32)]) = vector::rope_halves;
+    add(x: &mut [f32], y: &[f32]) = vector::add;
     silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]) = vector::silu_mul::<Lanes>;
     gelu(x: &[f32], out: &mut [f32]) = vector::gelu::<Lanes>;
     attend(d: usize, q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]) = vector::attend::<Lanes>;
