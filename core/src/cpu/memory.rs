@@ -6,8 +6,8 @@ use crate::{
     spec::{Mlp, ModelSpec, Position, TensorEntry, tensor_table},
 };
 
-/// Rows that a kernel unpacks at a time.
-const TILE_ROWS: usize = 16;
+/// Rows that a kernel unpacks at a time, at most.
+const TILE_ROWS: usize = 32;
 
 /// Bytes of an engine with one session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +79,8 @@ fn scratch(spec: &ModelSpec, n_ctx: usize, n_threads: usize) -> usize {
     let widest_output = ((n_head + 2 * n_kv_head) * head_dim).max(up).max(n_embd);
     let input = 4 * widest_input + widest_input.div_ceil(32) * size_of::<QuantBlock>();
     let rows = n_rows * (4 * n_embd + input + 4 * widest_output);
-    // A tile of unpacked weights with scales and minima, and the scores of one head.
+    // A tile of unpacked weights with scales and minima, and the scores of the heads that share keys.
     let tile = TILE_ROWS * (2 * widest_input + 8 * widest_input.div_ceil(32));
-    rows + 4 * vocab_size + n_threads * (tile + 4 * n_ctx)
+    let scores = 4 * n_ctx * (n_head / n_kv_head);
+    rows + 4 * vocab_size + n_threads * (tile + scores)
 }
