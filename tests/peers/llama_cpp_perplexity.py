@@ -2,9 +2,9 @@
 """Our perplexity beside llama.cpp's, on the same GGUF file, text and windows.
 
     pip install llama-cpp-python numpy
-    llama_cpp_perplexity.py EVAL MODEL.gguf TEXT [--window 512] [-n 4] [--threads 2]
+    llama_cpp_perplexity.py FLEDGLING MODEL.gguf TEXT [--window 512] [-n 4] [--threads 2]
 
-EVAL is the example `eval` of fledgling-eval. Disjoint windows, each from an empty context, all but its first token scored. Ends with 1 when
+FLEDGLING is the command. Disjoint windows, each from an empty context, all but its first token scored. Ends with 1 when
 the perplexities differ by more than 0.5 %.
 """
 import argparse
@@ -17,7 +17,7 @@ import llama_cpp
 import numpy as np
 
 parser = argparse.ArgumentParser()
-parser.add_argument("eval")
+parser.add_argument("fledgling")
 parser.add_argument("model")
 parser.add_argument("text", type=pathlib.Path)
 parser.add_argument("--window", type=int, default=512)
@@ -38,9 +38,10 @@ for start in range(0, args.n * args.window, args.window):
         top = row.max()
         nlls.append(np.log(np.exp(row - top).sum()) + top - row[target])
 theirs = float(np.exp(np.mean(nlls)))
-said = subprocess.run([args.eval, args.model, "text", str(args.text), str(args.window), str(args.window), str(args.n)], check=True, capture_output=True, text=True)
-ours = json.loads(said.stdout)
+flags = ["--text", str(args.text), "--window", str(args.window), "--stride", str(args.window), "--max-windows", str(args.n), "--threads", str(args.threads)]
+said = subprocess.run([args.fledgling, "eval", args.model, *flags, "--json"], check=True, capture_output=True, text=True)
+ours = json.loads(said.stdout)["models"][0]
 assert ours["tokens"] == len(nlls), (ours["tokens"], len(nlls))
-value, stderr = ours["perplexity"]["value"], ours["perplexity"]["stderr"]
+value, stderr = ours["perplexity"], ours["perplexity_stderr"]
 print(f"{len(nlls)} tokens: ours {value:.4f} ± {stderr:.4f}, llama.cpp {theirs:.4f}: {100 * (value / theirs - 1):+.3f} %")
 sys.exit(abs(value / theirs - 1) > 0.005)

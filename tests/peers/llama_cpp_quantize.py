@@ -1,4 +1,4 @@
-"""How llama.cpp quantises the same weights: peer of core's example `quantize`.
+"""How llama.cpp quantises the same weights: peer of `fledgling export`.
 
     python llama_cpp_quantize.py F32.gguf OUT.gguf FTYPE [IMATRIX.gguf]   # FTYPE: 2 q4_0, 8 q5_0, 9 q5_1, 7 q8_0, 15 q4_k_m
 

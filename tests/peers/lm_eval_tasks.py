@@ -2,10 +2,9 @@
 """Our task figures beside those of lm-evaluation-harness, item by item, on the same GGUF file.
 
     pip install lm_eval llama-cpp-python numpy
-    lm_eval_tasks.py EVAL MODEL.gguf [--arc arc_easy_rc_0shot.requests.jsonl.gz] [--piqa valid.jsonl] [-n 100]
+    lm_eval_tasks.py FLEDGLING MODEL.gguf [--arc arc_easy_rc_0shot.requests.jsonl.gz] [--piqa valid.jsonl] [-n 100]
 
-EVAL is the example `eval` of fledgling-eval (`cargo build --release -p fledgling-eval --example eval`). The harness runs its own task files
-on local rows (nothing is downloaded), its model is llama.cpp on the same file. Beside ARC and PIQA a few rows of our own go through the
+FLEDGLING is the command. The harness runs its own task files on local rows (nothing is downloaded), its model is llama.cpp on the same file. Beside ARC and PIQA a few rows of our own go through the
 other tasks, in the public formats. Prints, for each task, both figures, the questions on which they differ, and the greatest difference of
 a log-probability: llama.cpp rounds activations to 8 bits for quantised weights, so it is not 0. Ends with 1 when a figure
 differs by more than 2 questions of 100.
@@ -138,7 +137,7 @@ def harness(task, yaml, rows, model, folder):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("eval")
+    parser.add_argument("fledgling")
     parser.add_argument("model")
     parser.add_argument("--arc", type=pathlib.Path)
     parser.add_argument("--piqa", type=pathlib.Path)
@@ -156,19 +155,22 @@ def main():
         for task, items in rows.items():
             ours, yaml = TASKS[task]
             figures, log_probs, samples, data = harness(task, yaml, items, model, pathlib.Path(folder))
-            said = subprocess.run([args.eval, args.model, "task", ours, str(data)], check=True, capture_output=True, text=True)
-            result = json.loads(said.stdout)
-            assert result["items"] == len(items)
-            worst = max(abs(a - b) for answer, theirs in zip(result["answers"], log_probs) for a, b in zip(answer["log_probs"], theirs, strict=True))
-            differ = [i for i, (answer, sample) in enumerate(zip(result["answers"], samples)) if "acc" in sample and answer["score"] != sample["acc"]]
-            for name, estimate in result["metrics"]:
-                theirs = figures.get(f"{name},none")
-                if theirs is None:
+            answered = pathlib.Path(folder) / f"{task}.answers.jsonl"
+            flags = ["--task", f"{ours}={data}", "--answers", str(answered), "--threads", str(args.threads), "--json"]
+            said = subprocess.run([args.fledgling, "eval", args.model, *flags], check=True, capture_output=True, text=True)
+            result = json.loads(said.stdout)["models"][0]
+            answers = [json.loads(line) for line in answered.read_text().splitlines()]
+            assert len(answers) == len(items)
+            worst = max(abs(a - b) for answer, theirs in zip(answers, log_probs) for a, b in zip(answer["log_probs"], theirs, strict=True))
+            differ = [i for i, (answer, sample) in enumerate(zip(answers, samples)) if "acc" in sample and answer["score"] != sample["acc"]]
+            for name in ("acc", "acc_norm", "perplexity"):
+                value, theirs = result.get(name), figures.get(f"{name},none")
+                if value is None or theirs is None:
                     continue
                 stderr = figures.get(f"{name}_stderr,none")
-                print(f"{task:16} {name:10} ours {estimate['value']:.4f} ± {estimate['stderr'] or 0:.4f}  harness {theirs:.4f} ± {stderr}")
+                print(f"{task:16} {name:10} ours {value:.4f} ± {result.get(f'{name}_stderr', 0):.4f}  harness {theirs:.4f} ± {stderr}")
                 if name.startswith("acc"):
-                    failed |= abs(estimate["value"] - theirs) > max(0.02, 1.001 / len(items) if len(items) > 20 else 0)
+                    failed |= abs(value - theirs) > max(0.02, 1.001 / len(items) if len(items) > 20 else 0)
             print(f"{task:16} {len(items)} questions, other answers on {differ}, log-probabilities differ by {worst:.3f} at most", flush=True)
     sys.exit(failed)
 

@@ -171,7 +171,9 @@ fn an_incomplete_folder_says_what_is_missing() {
     for (name, files, says) in cases {
         let folder = write_folder(&place, name, &files);
         place.run(&["pull", &folder]).fails(1, says);
-        place.run(&["inspect", name]).fails(1, &["folder"]);
+        place
+            .run(&["generate", name, "--prompt", "a"])
+            .fails(1, says);
         assert_eq!(
             place.list(&format!("home/models/{name}")),
             [""; 0],

@@ -5,16 +5,15 @@
 
 use burn::tensor::{Device, Tensor, TensorData};
 use bytes::Bytes;
-use fledgling_core::quant::{self, DType};
+use fledgling_core::quant::{self, DType, Method};
 use fledgling_kernels::{
     Operand, Strided,
     gemm::{Pair, product},
-    threads::{each_part, map, split, split_mut},
+    threads::{each_part, split, split_mut},
 };
+use fledgling_quantize::quantize_rows;
 use std::{cell::RefCell, ops::Range};
 
-/// Values that are quantised by one task.
-const TASK_LEN: usize = 1 << 18;
 /// Rows that are dequantised by one task.
 const ROWS: usize = 16;
 
@@ -63,14 +62,8 @@ impl Frozen {
     /// # Panics
     /// When the values are not those of the shape, or rows are no whole blocks.
     pub fn quantize(dtype: DType, values: &[f32], shape: [usize; 2]) -> Self {
-        let len = (TASK_LEN / shape[1].max(1)).max(1) * shape[1].max(1);
-        let rows = map(values.len().div_ceil(len), |task| {
-            let mut bytes = Vec::new();
-            let end = values.len().min((task + 1) * len);
-            quant::quantize(dtype, &values[task * len..end], &mut bytes);
-            bytes
-        });
-        Self::new(dtype, rows.concat().into(), shape)
+        let bytes = quantize_rows(dtype, values, shape[1], None, Method::Nearest);
+        Self::new(dtype, bytes.into(), shape)
     }
 
     /// `[out, in]`
