@@ -52,12 +52,33 @@ struct Sum {
     place: Option<String>,
 }
 
+/// What was found, of a file in which nothing is wrong.
+struct Found {
+    path: PathBuf,
+    sums: Vec<Sum>,
+    model: Model,
+    n_values: u64,
+    /// Tokens of the probe that came out as recorded; none, where none is recorded.
+    n_probed: Option<usize>,
+    /// What is recorded, and whether it was repeated.
+    evaluation: Option<(Evaluation, bool)>,
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// What is wrong with the file: its sum, its header, a shape, a value that is no number, by tensor; a token or a perplexity that is not
 /// what is recorded.
 pub fn run(args: &Args) -> Result<()> {
+    let found = look(args)?;
+    if args.json {
+        print_json(&found.to_json())
+    } else {
+        print(&found.to_text()?)
+    }
+}
+
+fn look(args: &Args) -> Result<Found> {
     let path = model::locate(&args.file)?;
     if path.is_dir() {
         bail!("{} is a folder; verify reads a GGUF file", path.display());
@@ -66,9 +87,8 @@ pub fn run(args: &Args) -> Result<()> {
     let sums = sums(&path, args.sha256.as_deref())?;
     let model = model::open(&args.file)?;
     let n_values = check_values(&model)?;
-    let header = model.gguf.header();
-    let probe = Probe::read(&header.metadata)?;
-    let evaluation = Evaluation::read(&header.metadata)?;
+    let metadata = &model.gguf.header().metadata;
+    let (probe, evaluation) = (Probe::read(metadata)?, Evaluation::read(metadata)?);
     if args.text.is_some() && evaluation.is_none() {
         return Err(UsageError(format!(
             "{} has no evaluation recorded that --text could repeat: export with --evaluate FILE",
@@ -81,76 +101,91 @@ pub fn run(args: &Args) -> Result<()> {
         ..EngineArgs::default()
     }
     .load(&model)?;
-    let n_probed = probe
-        .map(|probe| probe.reproduce(&model.info, &engine))
-        .transpose()
-        .with_context(|| path.display().to_string())?;
+    let place = || path.display().to_string();
+    let n_probed = probe.map(|probe| probe.reproduce(&model.info, &engine));
+    let n_probed = n_probed.transpose().with_context(place)?;
     if let (Some(evaluation), Some(text)) = (&evaluation, &text) {
-        let model = score::Model {
+        let scored = score::Model {
             name: &model.name,
             info: &model.info,
             engine: Engine::Cpu(&engine),
         };
-        evaluation
-            .reproduce(text, model)
-            .with_context(|| path.display().to_string())?;
+        evaluation.reproduce(text, scored).with_context(place)?;
     }
-    let n_tensors = header.tensors.len();
-    let is_known = sums.iter().all(|sum| sum.place.is_some());
-    if args.json {
+    let is_repeated = text.is_some();
+    Ok(Found {
+        path,
+        sums,
+        n_values,
+        n_probed,
+        evaluation: evaluation.map(|evaluation| (evaluation, is_repeated)),
+        model,
+    })
+}
+
+impl Found {
+    fn to_json(&self) -> serde_json::Value {
         let file = |sum: &Sum| json!({"path": sum.path, "sha256": sum.sha256});
-        let recorded = |there: bool, done: bool| match (there, done) {
-            (true, true) => "equal",
-            (true, false) => "not repeated",
-            (false, _) => "none",
+        let is_known = self.sums.iter().all(|sum| sum.place.is_some());
+        let evaluation = match &self.evaluation {
+            None => "none",
+            Some((_, true)) => "equal",
+            Some((_, false)) => "not repeated",
         };
-        return print_json(&json!({
-            "path": path,
+        json!({
+            "path": self.path,
             // Of several files each has its own.
-            "sha256": match &sums[..] { [one] => Some(&one.sha256), _ => None },
+            "sha256": match &self.sums[..] { [one] => Some(&one.sha256), _ => None },
             "sum": if is_known { "equal" } else { "unknown" },
-            "files": sums.iter().map(file).collect::<Vec<_>>(),
-            "tensors": n_tensors,
-            "parameters": n_values,
-            "probe": recorded(n_probed.is_some(), true),
-            "evaluation": recorded(evaluation.is_some(), text.is_some()),
-            "perplexity": evaluation.as_ref().map(|evaluation| evaluation.perplexity.0),
-        }));
+            "files": self.sums.iter().map(file).collect::<Vec<_>>(),
+            "tensors": self.model.gguf.header().tensors.len(),
+            "parameters": self.n_values,
+            "probe": if self.n_probed.is_some() { "equal" } else { "none" },
+            "evaluation": evaluation,
+            "perplexity": self.evaluation.as_ref().map(|(evaluation, _)| evaluation.perplexity.0),
+        })
     }
-    let mut out = format!("{}: {}\n", path.display(), human_bytes(len_bytes(&model)?));
-    for sum in &sums {
-        let compared = match &sum.place {
-            Some(place) => format!("as {place} says"),
-            None => {
-                "nothing to compare it with: give --sha256, or export with --manifest".to_owned()
-            }
+
+    fn to_text(&self) -> Result<String> {
+        let header = self.model.gguf.header();
+        let mut out = format!(
+            "{}: {}\n",
+            self.path.display(),
+            human_bytes(len_bytes(&self.model)?)
+        );
+        for sum in &self.sums {
+            let compared = match &sum.place {
+                Some(place) => format!("as {place} says"),
+                None => "nothing to compare it with: give --sha256, or export with --manifest"
+                    .to_owned(),
+            };
+            let name = match self.sums.len() {
+                1 => String::new(),
+                _ => format!(" of {}", name_of(&sum.path)),
+            };
+            out += &format!("  SHA-256{name} {} ({compared})\n", sum.sha256);
+        }
+        let architecture = header.metadata.str("general.architecture");
+        out += &format!(
+            "  {} tensors with the shapes of the architecture `{}`\n  {} values, all of them numbers\n",
+            header.tensors.len(),
+            architecture.unwrap_or("unknown"),
+            self.n_values
+        );
+        out += &match self.n_probed {
+            Some(n) => format!("  {n} greedy tokens after the recorded prompts, as recorded\n"),
+            None => "  no probe is recorded in the file\n".to_owned(),
         };
-        let name = match sums.len() {
-            1 => String::new(),
-            _ => format!(" of {}", name_of(&sum.path)),
-        };
-        out += &format!("  SHA-256{name} {} ({compared})\n", sum.sha256);
+        if let Some((evaluation, is_repeated)) = &self.evaluation {
+            let done = if *is_repeated {
+                "as recorded"
+            } else {
+                "recorded; give --text to repeat it"
+            };
+            out += &format!("  {} ({done})\n", evaluation.describe());
+        }
+        Ok(out)
     }
-    out += &format!(
-        "  {n_tensors} tensors with the shapes of the architecture `{}`\n  {n_values} values, all of them numbers\n",
-        header
-            .metadata
-            .str("general.architecture")
-            .unwrap_or("unknown")
-    );
-    out += &match n_probed {
-        Some(n) => format!("  {n} greedy tokens after the recorded prompts, as recorded\n"),
-        None => "  no probe is recorded in the file\n".to_owned(),
-    };
-    if let Some(evaluation) = &evaluation {
-        let done = if text.is_some() {
-            "as recorded"
-        } else {
-            "recorded; give --text to repeat it"
-        };
-        out += &format!("  {} ({done})\n", evaluation.describe());
-    }
-    print(&out)
 }
 
 fn len_bytes(model: &Model) -> Result<u64> {

@@ -339,8 +339,16 @@ fn a_file_reproduces_what_it_recorded_or_verify_says_what_differs() {
     place
         .run(&["verify", &source, "--text", &text])
         .fails(2, &["no evaluation recorded", "--evaluate"]);
+}
 
-    // Values of the last norm, doubled: all of them numbers, and another model.
+#[test]
+fn a_file_whose_weights_were_changed_is_told_from_what_it_recorded() {
+    let place = Place::new();
+    let source = place.tiny("source.gguf", Family::Llama, DType::F32);
+    place
+        .run(&["export", &source, "--quant", "q4_0", "-o", "m.gguf"])
+        .ok();
+    // Values of a norm, turned round and larger: all of them numbers, and another model.
     let path = place.path("m.gguf");
     let mut bytes = std::fs::read(&path).unwrap();
     let inspected = place.run(&["inspect", "m.gguf", "--json"]).json();

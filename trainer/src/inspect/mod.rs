@@ -200,14 +200,7 @@ fn to_text(contents: &Contents, full: bool) -> Result<String> {
     )?;
     let by_part = sums(contents, |tensor| tensor.part);
     if by_part.keys().any(|part| *part != Part::Other) {
-        let named = by_part
-            .into_iter()
-            .map(|(part, sum)| (part as usize, part, sum));
-        // In the order of the model, not of the alphabet.
-        let named = named
-            .map(|(at, part, sum)| ((at, part.name()), sum))
-            .collect::<BTreeMap<_, _>>();
-        write_parts(&mut text, &named)?;
+        write_parts(&mut text, &by_part)?;
     }
     if let Some(spec) = &contents.spec {
         write_memory(&mut text, &Memory::of(contents, spec))?;
@@ -320,17 +313,18 @@ fn write_sums(
     Ok(())
 }
 
-fn write_parts(text: &mut String, sums: &BTreeMap<(usize, &str), Sum>) -> Result<()> {
+fn write_parts(text: &mut String, sums: &BTreeMap<Part, Sum>) -> Result<()> {
     writeln!(
         text,
         "\n{:18} {:>7} {:>12} {:>12}  types",
         "part", "tensors", "parameters", "bytes"
     )?;
-    for ((_, name), sum) in sums {
+    for (part, sum) in sums {
         let types: Vec<_> = sum.types.iter().map(String::as_str).collect();
         writeln!(
             text,
-            "  {name:16} {:>7} {:>12} {:>12}  {}",
+            "  {:16} {:>7} {:>12} {:>12}  {}",
+            part.name(),
             sum.n_tensors,
             sum.n_values,
             sum.len_bytes,

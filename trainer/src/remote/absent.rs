@@ -21,6 +21,7 @@ impl Remote {
             "{url}: this build has no object stores: build with the feature `cloud`, or name a local file"
         )
     }
+    #[must_use]
     pub fn below(&self, _name: &str) -> Self {
         match self.0 {}
     }

@@ -247,13 +247,13 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut bytes =
-            b"{\"step\":0,\"valid_loss\":2.0,\"valid_perplexity\":7.389}\n{\"step\":1,\"loss\":3.5,\"lr\":0.1,\"grad_norm\":1.0,\"tokens_per_s\":10.0}\n{\"step\":1,\"valid_loss\":1.0,\"valid_perplexity\":2.718}\n".to_vec();
+            b"{\"step\":0,\"valid_loss\":2.0,\"valid_perplexity\":7.389}\n{\"step\":1,\"loss\":3.5,\"lr\":0.1,\"grad_norm\":1.0,\"tokens_per_s\":10.0}\n{\"step\":1,\"valid_loss\":1.0,\"valid_perplexity\":2.75}\n".to_vec();
         bytes.extend(b"{\"step\":2,\"loss\":3.\xc3");
         fs::write(&path, bytes).unwrap();
         let history = History::read(&path).unwrap();
         assert_eq!((history.steps.len(), history.n_unread), (1, 1));
         assert_eq!(history.perplexity_before(), Some(7.389));
-        assert_eq!(history.best_perplexity(), Some((1, 2.718)));
+        assert_eq!(history.best_perplexity(), Some((1, 2.75)));
         assert_eq!((history.started(), history.peak_bytes()), (None, None));
         assert!(history.seconds().abs() < 1e-9);
         assert!(History::read(&folder.path().join("none")).is_err());
