@@ -264,8 +264,8 @@ impl Sampler {
     }
 }
 
-/// The token with the highest logit, the lowest id among equals.
-fn argmax(logits: &[f32]) -> u32 {
+/// The token with the highest logit, the lowest id among equals. [V]
+pub fn argmax(logits: &[f32]) -> u32 {
     let mut best = (f32::NEG_INFINITY, 0);
     for (id, &logit) in logits.iter().enumerate() {
         if logit > best.0 {

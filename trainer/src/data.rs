@@ -125,7 +125,7 @@ fn run_prepare(args: &PrepareArgs) -> Result<()> {
         Err(error) if error.is::<Cancelled>() => {
             bar.clear();
             note(format!("{Cancelled}"));
-            std::process::exit(crate::interrupt::INTERRUPTED);
+            crate::interrupt::leave();
         }
         outcome => outcome?,
     };

@@ -8,7 +8,7 @@ use crate::{
     data::Bars,
     files::write_whole,
     generate::SamplingArgs,
-    interrupt::INTERRUPTED,
+    interrupt,
     model::{self, EngineArgs, Model},
     output::{UsageError, note, print, print_json},
     run,
@@ -216,7 +216,7 @@ pub fn run(args: &Args) -> Result<()> {
         if row.as_ref().is_err_and(anyhow::Error::is::<Stopped>) {
             control.clear();
             note("stopped");
-            std::process::exit(INTERRUPTED);
+            interrupt::leave();
         }
         let row = row?;
         let figures = figures(&opened, &row);

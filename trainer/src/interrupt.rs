@@ -14,7 +14,7 @@ use std::{
 };
 
 /// Exit status of a command ended by Ctrl-C, as shells have it (128 + SIGINT).
-pub const INTERRUPTED: i32 = 130;
+const INTERRUPTED: i32 = 130;
 
 type Listener = Box<dyn Fn() + Send>;
 
@@ -68,6 +68,16 @@ fn on_signal() {
         }
         return;
     }
+    end(&state);
+}
+
+/// Ends the process as an interrupted one, for whoever has come to its good end: files under construction are removed, which
+/// a plain exit would leave.
+pub fn leave() -> ! {
+    end(&state())
+}
+
+fn end(state: &State) -> ! {
     for path in state.unfinished.values() {
         // Nothing to be done about a failure here: the process ends.
         let _ = if path.is_dir() {

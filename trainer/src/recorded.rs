@@ -11,6 +11,7 @@ use fledgling_core::{
     cpu::CpuEngine,
     gguf::{Array, Metadata},
     model::ModelInfo,
+    sampler::argmax,
 };
 use fledgling_data::control::{Control, Unit};
 use fledgling_eval::{
@@ -176,15 +177,10 @@ fn greedy(engine: &CpuEngine, prompt: &[u32], n: usize) -> Result<Vec<u32>> {
     let mut logits = engine.forward(&mut session, prompt)?;
     let mut ids = Vec::with_capacity(n);
     while ids.len() < n {
-        let mut top = 0;
-        for (id, logit) in logits.iter().enumerate() {
-            if *logit > logits[top] {
-                top = id;
-            }
-        }
-        ids.push(top as u32);
+        let top = argmax(&logits);
+        ids.push(top);
         if ids.len() < n {
-            logits = engine.forward(&mut session, &[top as u32])?;
+            logits = engine.forward(&mut session, &[top])?;
         }
     }
     Ok(ids)

@@ -1,12 +1,14 @@
 //! `--target-size` and `--max-kl`: the type of each tensor by what it costs in this model on this text.
 
-use super::{Args, rounding::Rounder};
+use super::{
+    Args,
+    rounding::{Rounder, stopped},
+};
 use crate::{
     data::Bars,
     files::human_bytes,
-    interrupt::INTERRUPTED,
     model::{EngineArgs, Model},
-    output::{UsageError, note},
+    output::UsageError,
 };
 use anyhow::{Result, bail, ensure};
 use bytes::Bytes;
@@ -149,8 +151,7 @@ fn candidates(
     for entry in matrices {
         if control.cancelled() {
             control.clear();
-            note("stopped; nothing was written");
-            std::process::exit(INTERRUPTED);
+            stopped();
         }
         let n_cols = entry.shape.last().copied().unwrap_or(1);
         let types = types(args).filter(|dtype| dtype.row_bytes(n_cols).is_some());

@@ -3,8 +3,7 @@
 use super::Args;
 use crate::{
     data::Bars,
-    files,
-    interrupt::INTERRUPTED,
+    files, interrupt,
     model::{EngineArgs, Model},
     output::{UsageError, note},
 };
@@ -277,13 +276,18 @@ impl Feedback {
         let gathered = Moments::gather(&self.engine, &text.tokens, text.window, &wanted, &control);
         control.clear();
         if gathered.as_ref().is_err_and(anyhow::Error::is::<Cancelled>) {
-            note("stopped; nothing was written");
-            std::process::exit(INTERRUPTED);
+            stopped();
         }
         let (moments, importance) = gathered?;
         self.moments = moments;
         Ok(importance)
     }
+}
+
+/// Ends the command at somebody's wish.
+pub(super) fn stopped() -> ! {
+    note("stopped; nothing was written");
+    interrupt::leave()
 }
 
 /// An importance matrix, which must be the model's.

@@ -170,7 +170,7 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let outcome = prepared.train(args.resume, args.until)?;
     print_json_or(args.json, &outcome, || describe_outcome(&outcome))?;
     if outcome.interrupted {
-        std::process::exit(interrupt::INTERRUPTED);
+        interrupt::leave();
     }
     Ok(())
 }
