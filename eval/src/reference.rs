@@ -143,8 +143,11 @@ pub fn compare(
         .collect())
 }
 
-/// Whether two models mean the same by the same ids.
-fn check_vocabulary(reference: &Model<'_>, model: &Model<'_>) -> Result<()> {
+/// Whether two models mean the same by the same ids; [`compare`] asks this too.
+///
+/// # Errors
+/// When they do not, with the first token that differs.
+pub fn check_vocabulary(reference: &Model<'_>, model: &Model<'_>) -> Result<()> {
     let (a, b) = (&reference.info.tokenizer, &model.info.tokenizer);
     let (n_a, n_b) = (reference.info.spec.vocab_size, model.info.spec.vocab_size);
     ensure!(

@@ -27,8 +27,19 @@ def importance(path):
     return entries, arrays
 
 
+ERROR = 4  # of enum ggml_log_level
+
+
+@llama_cpp.llama_log_callback
+def errors_only(level, text, _):
+    """A line for each of some hundred tensors is of no use."""
+    if level == ERROR:
+        sys.stderr.write(text.decode(errors="replace"))
+
+
 def main():
     source, out, ftype, *imatrix = sys.argv[1:]
+    llama_cpp.llama_log_set(errors_only, None)
     params = llama_cpp.llama_model_quantize_default_params()
     params.ftype, params.nthread = int(ftype), 2
     if imatrix:

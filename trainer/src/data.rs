@@ -309,14 +309,23 @@ fn show_row(shards: &Shards, args: &InspectArgs, idx: usize, name: &str) -> Resu
 /// A bar a stage, and Ctrl-C as a request.
 pub(crate) struct Bars {
     bar: Mutex<ProgressBar>,
-    graceful: Graceful,
+    graceful: Option<Graceful>,
 }
 
 impl Bars {
+    /// For work that comes to a good end when it is asked to.
     pub(crate) fn begin() -> Self {
         Self {
             bar: Mutex::new(ProgressBar::hidden()),
-            graceful: Graceful::begin(),
+            graceful: Some(Graceful::begin()),
+        }
+    }
+
+    /// For work that Ctrl-C ends at once.
+    pub(crate) fn without_end() -> Self {
+        Self {
+            bar: Mutex::new(ProgressBar::hidden()),
+            graceful: None,
         }
     }
 
@@ -326,6 +335,12 @@ impl Bars {
 
     pub(crate) fn clear(&self) {
         self.bar().finish_and_clear();
+    }
+}
+
+impl Drop for Bars {
+    fn drop(&mut self) {
+        self.clear();
     }
 }
 
@@ -348,6 +363,6 @@ impl Control for Bars {
     }
 
     fn cancelled(&self) -> bool {
-        self.graceful.asked()
+        self.graceful.as_ref().is_some_and(Graceful::asked)
     }
 }

@@ -206,25 +206,22 @@ pub fn run(args: &Args) -> Result<()> {
     let reference = reference.map(|name| Opened::new(name, args));
     let reference = reference.transpose()?;
     let control = Bars::begin();
+    let measured = measure_all(args, reference.as_ref(), &tasks, &control);
+    if measured.as_ref().is_err_and(anyhow::Error::is::<Stopped>) {
+        control.clear();
+        note("stopped");
+        interrupt::leave();
+    }
     let mut report = Report {
         setting: setting(args),
         ..Report::default()
     };
-    for name in &args.models {
-        let opened = Opened::new(name, args)?;
-        let row = measure(args, &opened, reference.as_ref(), &tasks, &control);
-        if row.as_ref().is_err_and(anyhow::Error::is::<Stopped>) {
-            control.clear();
-            note("stopped");
-            interrupt::leave();
-        }
-        let row = row?;
-        let figures = figures(&opened, &row);
-        let advised = advise(&figures);
-        keep_advice(args, name, &advised);
+    for (main_type, row) in measured? {
+        let advised = advise(&figures(main_type, &row));
+        keep_advice(args, &row.model, &advised);
         for mut advice in advised {
             if args.models.len() > 1 {
-                advice.text = format!("{name}: {}", advice.text);
+                advice.text = format!("{}: {}", row.model, advice.text);
             }
             report.advice.push(advice);
         }
@@ -341,10 +338,44 @@ fn setting(args: &Args) -> Vec<(String, String)> {
     setting
 }
 
+/// Each model with the type of most of its bytes. They stay open only where the reference is compared with all of them at once.
+fn measure_all(
+    args: &Args,
+    reference: Option<&Opened>,
+    tasks: &[(TaskConfig, Items)],
+    control: &dyn Control,
+) -> Result<Vec<(Option<DType>, ModelReport)>> {
+    let (mut rows, mut compared) = (Vec::new(), Vec::new());
+    for name in &args.models {
+        let opened = Opened::new(name, args)?;
+        if let Some(reference) = reference {
+            reference::check_vocabulary(&reference.scored(), &opened.scored())?;
+        }
+        rows.push((
+            main_type(&opened.model),
+            measure(args, &opened, tasks, control)?,
+        ));
+        if reference.is_some() {
+            compared.push(opened);
+        }
+    }
+    if let Some(reference) = reference {
+        let models: Vec<_> = compared.iter().map(Opened::scored).collect();
+        // Of as many positions as all of them have.
+        let shortest = compared.iter().chain([reference]);
+        let shortest = shortest.min_by_key(|opened| opened.model.info.spec.n_ctx);
+        let pieces = pieces(args, &shortest.unwrap_or(reference).model)?;
+        let comparisons = reference::compare(&reference.scored(), &models, &pieces, control)?;
+        for ((_, row), comparison) in rows.iter_mut().zip(comparisons) {
+            row.comparison = Some(comparison);
+        }
+    }
+    Ok(rows)
+}
+
 fn measure(
     args: &Args,
     opened: &Opened,
-    reference: Option<&Opened>,
     tasks: &[(TaskConfig, Items)],
     control: &dyn Control,
 ) -> Result<ModelReport> {
@@ -371,10 +402,6 @@ fn measure(
             ));
         }
         row.perplexity = Some(measured);
-        if let Some(reference) = reference {
-            let compared = reference::compare(&reference.scored(), &[model], &pieces, control)?;
-            row.comparison = compared.into_iter().next();
-        }
     }
     for (task, items) in tasks {
         let result = task::run(&model, task, items, control)?;
@@ -441,8 +468,8 @@ fn pieces<'a>(args: &Args, model: &'a Model) -> Result<Pieces<'a>> {
 }
 
 /// What advice is given on.
-fn figures(opened: &Opened, row: &ModelReport) -> Figures {
-    let quantised = row.comparison.as_ref().zip(main_type(&opened.model));
+fn figures(main_type: Option<DType>, row: &ModelReport) -> Figures {
+    let quantised = row.comparison.as_ref().zip(main_type);
     let tasks = row.tasks.iter().filter_map(|task| {
         Some(Accuracy {
             task: task.task.clone(),
@@ -451,7 +478,7 @@ fn figures(opened: &Opened, row: &ModelReport) -> Figures {
         })
     });
     Figures {
-        training: advice::training(Path::new(&opened.model.name)),
+        training: advice::training(Path::new(&row.model)),
         quantised: quantised.map(|(compared, dtype)| Quantised {
             format: dtype.to_string().to_lowercase(),
             kl: compared.kl.mean.value,

@@ -5,7 +5,7 @@
 //! something is broken. Both stand in the header, before the weights they are made with: export reserves places of their size,
 //! and fills them when the tensors are written.
 
-use crate::{files::human_bytes, model::Model, output::step_bar, sums::sha256_hex};
+use crate::{data::Bars, files::human_bytes, model::Model, sums::sha256_hex};
 use anyhow::{Context, Result, bail, ensure};
 use fledgling_core::{
     cpu::CpuEngine,
@@ -13,16 +13,11 @@ use fledgling_core::{
     model::ModelInfo,
     sampler::argmax,
 };
-use fledgling_data::control::{Control, Unit};
 use fledgling_eval::{
     perplexity::{self, Pieces, Windows},
     reference, score,
 };
-use indicatif::ProgressBar;
-use std::{
-    path::Path,
-    sync::{Mutex, PoisonError},
-};
+use std::path::Path;
 
 const PROMPTS: &str = "fledgling.probe.prompts";
 const PROMPT_IDS: &str = "fledgling.probe.prompt_ids";
@@ -305,7 +300,7 @@ impl Evaluation {
         parent: score::Model<'_>,
     ) -> Result<()> {
         let pieces = self.pieces(text, model.info)?;
-        let compared = reference::compare(&parent, &[model], &pieces, &Bar::default())?;
+        let compared = reference::compare(&parent, &[model], &pieces, &Bars::without_end())?;
         let compared = compared.first().context("nothing was compared")?;
         // A single token has no standard error.
         let stderr = |estimate: fledgling_eval::stats::Estimate| {
@@ -396,7 +391,11 @@ impl Evaluation {
             self.text_name,
             self.text_sha256
         );
-        let found = perplexity::measure(&model, &self.pieces(text, model.info)?, &Bar::default())?;
+        let found = perplexity::measure(
+            &model,
+            &self.pieces(text, model.info)?,
+            &Bars::without_end(),
+        )?;
         for (what, expected, got) in [
             ("windows", self.n_windows, found.windows as u64),
             ("tokens", self.n_tokens, found.tokens),
@@ -428,46 +427,6 @@ impl Evaluation {
             self.n_tokens,
             self.text_name
         )
-    }
-}
-
-/// A bar for the windows; Ctrl-C ends the process, which leaves nothing half-written.
-#[derive(Debug)]
-struct Bar(Mutex<ProgressBar>);
-
-impl Default for Bar {
-    fn default() -> Self {
-        Self(Mutex::new(ProgressBar::hidden()))
-    }
-}
-
-impl Bar {
-    fn bar(&self) -> std::sync::MutexGuard<'_, ProgressBar> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.bar().finish_and_clear();
-    }
-}
-
-impl Control for Bar {
-    fn begin(&self, _: &str, _: Unit, total: Option<u64>) {
-        *self.bar() = step_bar("evaluation", total.unwrap_or(0));
-    }
-
-    fn advance(&self, n: u64) {
-        self.bar().inc(n);
-    }
-
-    fn note(&self, line: &str) {
-        self.bar().suspend(|| crate::output::note(line));
-    }
-
-    fn cancelled(&self) -> bool {
-        false
     }
 }
 

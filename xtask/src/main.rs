@@ -2,6 +2,7 @@
 //!
 //! Every command calls [`setup`] for just what it needs; a second run installs nothing twice.
 
+mod bench;
 mod build;
 mod check;
 mod paths;
@@ -35,6 +36,9 @@ enum Command {
     Web,
     /// Make the PyTorch fixtures again (needs python3 with torch, transformers, safetensors)
     Fixtures,
+    /// Measure beside other programs
+    #[command(subcommand)]
+    Bench(Bench),
     /// Fuzz a parser with libFuzzer (needs a nightly toolchain)
     Fuzz {
         /// The target: `gguf`, `tokenizer`, `rows` or `task`
@@ -43,6 +47,12 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// The CPU engine beside llama.cpp: prefill, decode, start, memory
+    Cpu(bench::Args),
 }
 
 fn main() -> Result<()> {
@@ -56,6 +66,7 @@ fn main() -> Result<()> {
         Command::Check => check::run(&sh),
         Command::Web => build::web(&sh),
         Command::Fixtures => Ok(cmd!(sh, "python3 tests/fixtures/make.py").run()?),
+        Command::Bench(Bench::Cpu(args)) => bench::run(&sh, &args),
         Command::Fuzz { target, seconds } => fuzz(&sh, &target, seconds),
     }
 }

@@ -156,14 +156,14 @@ impl Weights {
         let others = [&mut self.token_embd].into_iter();
         let others = others.chain(&mut self.position_embd);
         let all = layers.chain(others).chain(&mut self.output.parts);
+        // A tied embedding stands there twice, with the same shape.
+        let fitting = all.filter_map(|matrix| {
+            let row_bytes = dtype.row_bytes(matrix.n_cols)?;
+            let fits = matrix.name == name && row_bytes * matrix.n_rows == bytes.len();
+            fits.then_some((matrix, row_bytes))
+        });
         let mut former = None;
-        // A tied embedding stands there twice.
-        for matrix in all.filter(|matrix| matrix.name == name) {
-            let row_bytes = dtype.row_bytes(matrix.n_cols);
-            let Some(row_bytes) = row_bytes.filter(|n| n * matrix.n_rows == bytes.len()) else {
-                former = None;
-                break;
-            };
+        for (matrix, row_bytes) in fitting {
             former = Some((matrix.dtype, matrix.bytes.clone()));
             (matrix.dtype, matrix.row_bytes) = (dtype, row_bytes);
             matrix.bytes = bytes.clone();

@@ -14,6 +14,7 @@ use crate::{
     interrupt::{Graceful, Unfinished},
     manifest::{Manifest, Origin},
     output::note,
+    profile::PROFILE_FILE,
     remote::{
         Remote,
         folder::{self, Damaged},
@@ -37,12 +38,13 @@ const UPLOAD_DIR: &str = ".upload";
 /// The report's name, as [`crate::report::page`] writes it.
 const REPORT_FILE: &str = "report.html";
 /// What the best weights consist of; the record is last, since it makes the folder a run's.
-const BEST_FILES: [&str; 6] = [
+const BEST_FILES: [&str; 7] = [
     MODEL_FILE,
     ADAPTER_FILE,
     adapter::CONFIG_FILE,
     HEADER_FILE,
     CONFIG_FILE,
+    PROFILE_FILE,
     RECORD_FILE,
 ];
 /// Seconds before each further attempt at an upload, beside the store's own short ones.
