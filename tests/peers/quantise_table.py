@@ -57,14 +57,14 @@ def main():
     report = json.loads(
         run([args.fledgling, "eval", *models, "--text", args.text, "--max-windows", args.windows, "--reference", args.parent, "--json"])
     )
-    rows = {pathlib.Path(row["model"]).name: row["comparison"] for row in report["models"]}
+    rows = {pathlib.Path(row["model"]).name: row["reference"] for row in report["models"]}
     print("| | MB | " + " | ".join(f"KL, {way}" for way in WAYS) + " | top-1 | perplexity / parent's |\n|---|--:|" + "--:|" * (len(WAYS) + 2))
     for name, made in files.items():
         of = [rows[path.name] for path in made.values()]
         sizes = " / ".join(f"{size / 1e6:.1f}" for size in sorted({path.stat().st_size // 10000 * 10000 for path in made.values()}))
-        divergences = [f"{row['kl']['mean']['value']:.5f} ± {row['kl']['mean']['stderr']:.5f}" for row in of]
-        agreement = ", ".join(f"{row['top1_agreement']['value']:.3f}" for row in of)
-        ratio = ", ".join(f"{row['perplexity_ratio']['value']:.4f}" for row in of)
+        divergences = [f"{row['kl']:.5f} ± {row['kl_stderr']:.5f}" for row in of]
+        agreement = ", ".join(f"{row['top1_agreement']:.3f}" for row in of)
+        ratio = ", ".join(f"{row['perplexity_ratio']:.4f}" for row in of)
         print(f"| `{name}` | {sizes} | " + " | ".join(divergences) + f" | {agreement} | {ratio} |")
 
 
