@@ -57,6 +57,7 @@ def main():
     report = json.loads(
         run([args.fledgling, "eval", *models, "--text", args.text, "--max-windows", args.windows, "--reference", args.parent, "--json"])
     )
+    (args.folder / "report.json").write_text(json.dumps(report))
     rows = {pathlib.Path(row["model"]).name: row["reference"] for row in report["models"]}
     print("| | MB | " + " | ".join(f"KL, {way}" for way in WAYS) + " | top-1 | perplexity / parent's |\n|---|--:|" + "--:|" * (len(WAYS) + 2))
     for name, made in files.items():
