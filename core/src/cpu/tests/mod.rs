@@ -5,3 +5,4 @@
 mod engine;
 mod kernels;
 mod session;
+mod speculate;
