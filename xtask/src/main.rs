@@ -2,6 +2,7 @@
 //!
 //! Every command calls [`setup`] for just what it needs; a second run installs nothing twice.
 
+mod bench;
 mod build;
 mod check;
 mod paths;
@@ -33,6 +34,9 @@ enum Command {
     Check,
     /// Build the browser engine and the page into `web/dist`
     Web,
+    /// Speed, memory and size beside another program
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Make the PyTorch fixtures again (needs python3 with torch, transformers, safetensors)
     Fixtures,
     /// Fuzz a parser with libFuzzer (needs a nightly toolchain)
@@ -55,6 +59,7 @@ fn main() -> Result<()> {
         Command::Test(args) => test::run(&sh, &args),
         Command::Check => check::run(&sh),
         Command::Web => build::web(&sh),
+        Command::Bench(command) => bench::run(&sh, &command),
         Command::Fixtures => Ok(cmd!(sh, "python3 tests/fixtures/make.py").run()?),
         Command::Fuzz { target, seconds } => fuzz(&sh, &target, seconds),
     }
