@@ -145,7 +145,11 @@ impl Pool {
         let n_rows = out.len() / n_cols;
         assert_eq!(out.len(), n_rows * n_cols, "whole rows");
         let n_units = n_cols.div_ceil(align);
-        let n_pieces = n_units.min(self.n_threads() * PIECES_PER_THREAD);
+        // Nobody shares the work of a single thread, and a piece prepares what it reads anew.
+        let n_pieces = match self.n_threads() {
+            1 => 1,
+            n => n_units.min(n * PIECES_PER_THREAD),
+        };
         let (out, scratch) = (Exclusive(out.as_mut_ptr()), Exclusive(scratch.as_mut_ptr()));
         let bound = |piece: usize| (piece * n_units / n_pieces * align).min(n_cols);
         self.run(n_pieces, &|thread, piece| {

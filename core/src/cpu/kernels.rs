@@ -104,9 +104,28 @@ pub(crate) struct Scratch {
     pub(crate) scales: Vec<f32>,
     /// Their minima. [K / 32, rows]
     pub(crate) mins: Vec<f32>,
+    /// Rows of activations as wasm's products read them.
+    #[cfg(target_arch = "wasm32")]
+    pub(crate) ordered: Ordered,
     /// A few rows of activations in bytes. [T, K / 32]
     #[cfg(target_arch = "x86_64")]
     pub(crate) digits: Vec<Digits>,
+}
+
+/// Quantised rows, part after part in arrays, each row filled up with zeros to whole fours of parts.
+#[cfg(target_arch = "wasm32")]
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Ordered {
+    /// Parts of a row, with those that fill it up.
+    pub(crate) n_parts: usize,
+    /// In the order of the weights' type. [T, parts, 32]
+    pub(crate) q: Vec<i16>,
+    /// As the blocks'. [T, parts]
+    pub(crate) scales: Vec<f32>,
+    /// As the blocks'. [T, parts]
+    pub(crate) sums: Vec<i32>,
+    /// Terms of the sums of four rows, for the scales and for the minima. [2, 4 rows, parts]
+    pub(crate) terms: Vec<f32>,
 }
 
 /// A [`QuantBlock`] in signed bytes: `q = 256 high + low`.
