@@ -46,10 +46,10 @@ fn web(sh: &Shell, args: &Web) -> Result<()> {
     setup::chromium(sh)?;
     let peer = setup::wllama(sh)?;
     let (tokens, rounds) = (args.tokens.to_string(), args.rounds.to_string());
+    let script = paths::workspace().join("web/e2e/bench.mjs");
     cmd!(
         sh,
-        "node {script} --peer {peer} --tokens {tokens} --rounds {rounds} {models...}",
-        script = paths::workspace().join("web/e2e/bench.mjs")
+        "node {script} --peer {peer} --tokens {tokens} --rounds {rounds} {models...}"
     )
     .run()
     .context("the bench failed")
