@@ -8,6 +8,7 @@ use crate::{
     job::{Answer, Job, Work},
     logprobs::TokenLogprob,
     metrics::Counters,
+    observed::surprise,
     prefix_cache::{PrefixCache, known_len},
 };
 use fledgling_core::{
@@ -39,6 +40,8 @@ pub(crate) struct Row {
     scores: Scores,
     /// Of the token of the prompt that stands there.
     known: Option<TokenLogprob>,
+    /// Surprise of the likeliest token, where nothing else is kept and it is observed.
+    nats: Option<f64>,
 }
 
 /// Computes: the CPU engine, or a stand-in in tests.
@@ -466,6 +469,12 @@ impl Sequence {
         let is_last = n_fed + n == context.len();
         let wanted_from = match &self.job.work {
             Work::Answer(answer) if answer.scores_prompt => 0,
+            Work::Answer(answer)
+                if self.job.observed.is_on() && answer.generation.tokens().is_empty() =>
+            {
+                let from = self.job.observed.wanted_from(context.len());
+                from.saturating_sub(n_fed).min(n)
+            }
             Work::Answer(_) if is_last => n - 1,
             _ => n,
         };
@@ -484,9 +493,12 @@ impl Sequence {
         let Work::Answer(answer) = &mut self.job.work else {
             return (false, 0);
         };
-        answer
-            .prompt_logprobs
-            .extend(rows.iter_mut().filter_map(|row| row.known.take()));
+        for known in rows.iter_mut().filter_map(|row| row.known.take()) {
+            self.job.observed.prompt(-f64::from(known.logprob));
+            if answer.scores_prompt {
+                answer.prompt_logprobs.push(known);
+            }
+        }
         if n_fed < n_context {
             return (true, 0);
         }
@@ -501,7 +513,7 @@ impl Sequence {
         let mut n_accepted = 0;
         let mut goes_on = true;
         for (i, row) in rows.into_iter().skip(n_skipped).enumerate() {
-            let Some((token, again)) = self.job.take(row.scores) else {
+            let Some((token, again)) = self.job.take(row.scores, row.nats) else {
                 break;
             };
             goes_on = again;
@@ -543,9 +555,16 @@ impl Job {
             };
         }
         let best_is_enough = answer.generation.is_argmax() && answer.logprobs.is_none();
+        let scores = Scores::of(logits, best_is_enough);
+        // Of the likeliest token nothing else is kept.
+        let nats = match scores {
+            Scores::Best(token) if self.observed.is_on() => Some(surprise(logits, token)),
+            _ => None,
+        };
         Row {
-            scores: Scores::of(logits, best_is_enough),
+            scores,
             known: None,
+            nats,
         }
     }
 
@@ -554,7 +573,7 @@ impl Job {
     }
 
     /// Picks the next token and passes it on; the token, and whether the answer goes on.
-    fn take(&mut self, scores: Scores) -> Option<(u32, bool)> {
+    fn take(&mut self, scores: Scores, nats: Option<f64>) -> Option<(u32, bool)> {
         let Work::Answer(answer) = &mut self.work else {
             return None;
         };
@@ -562,8 +581,15 @@ impl Job {
             (Scores::All(logits), Some(n_top)) => Some((logits.clone(), n_top)),
             _ => None,
         };
+        let observed = match &scores {
+            Scores::All(logits) if self.observed.is_on() => Some(logits.clone()),
+            _ => None,
+        };
         let step = answer.generation.take(scores);
         let token = step.token;
+        if let Some(nats) = observed.map(|logits| surprise(&logits, token)).or(nats) {
+            self.observed.answer(nats);
+        }
         let logprob = raw.map(|(logits, n_top)| TokenLogprob::of(token, &logits, n_top));
         Some((token, self.step(step, logprob)))
     }

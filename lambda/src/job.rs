@@ -3,6 +3,7 @@
 use crate::{
     logprobs::TokenLogprob,
     metrics::{Counters, Outcome},
+    observed::{Ended, Observed, Observer},
 };
 use fledgling_core::{
     generate::{FinishReason, Generation, Step},
@@ -44,6 +45,7 @@ pub(crate) enum Event {
 #[derive(Debug)]
 pub(crate) struct Caller {
     pub(crate) request_id: String,
+    pub(crate) observer: Observer,
     pub(crate) events: UnboundedSender<Event>,
     pub(crate) counters: Arc<Counters>,
     pub(crate) enqueued: Instant,
@@ -79,6 +81,7 @@ pub(crate) struct Job {
     pub(crate) choice: usize,
     pub(crate) work: Work,
     pub(crate) caller: Arc<Caller>,
+    pub(crate) observed: Observed,
     /// Prompt tokens that were not computed.
     pub(crate) n_cached: usize,
     prefilled: bool,
@@ -90,10 +93,14 @@ pub(crate) struct Job {
 
 impl Job {
     pub(crate) fn new(choice: usize, work: Work, caller: Arc<Caller>) -> Self {
+        let observed = caller
+            .observer
+            .observe(&caller.request_id, choice, caller.enqueued);
         Self {
             choice,
             work,
             caller,
+            observed,
             n_cached: 0,
             prefilled: false,
             started: None,
@@ -230,10 +237,19 @@ impl Job {
         let ms = |to: Option<Instant>| {
             to.map(|to| to.duration_since(self.caller.enqueued).as_millis() as u64)
         };
-        let n_completion = match &self.work {
-            Work::Answer(answer) => answer.generation.tokens().len(),
-            Work::Embed { .. } => 0,
+        let (prompt, answer) = match &self.work {
+            Work::Answer(answer) => (answer.generation.prompt(), answer.generation.tokens()),
+            Work::Embed { tokens, .. } => (&tokens[..], &[][..]),
         };
+        let n_completion = answer.len();
+        self.observed.close(&Ended {
+            outcome: outcome.name(),
+            prompt,
+            n_cached: self.n_cached,
+            answer,
+            started: self.started,
+            first_token: self.first_token,
+        });
         tracing::info!(
             request_id = self.caller.request_id,
             choice = self.choice,

@@ -5,6 +5,7 @@ use crate::{
     error::{ApiError, json_response},
     fields::{Fields, wrong_type},
     middleware::{self, RequestId},
+    observed,
     reply::Reply,
     request::{Ask, EmbedAsk, token_ids, tokenize_prompt},
     state::{ApiState, off_thread},
@@ -38,7 +39,8 @@ pub fn router(state: ApiState) -> Router {
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(state.options().max_body_bytes))
-        .layer(from_fn_with_state(state.clone(), middleware::authorize));
+        .layer(from_fn_with_state(state.clone(), middleware::authorize))
+        .layer(from_fn_with_state(state.clone(), observed::refused));
     let router = Router::new()
         .nest("/v1", v1)
         .route("/healthz", get(healthz))

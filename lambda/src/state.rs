@@ -5,6 +5,7 @@ use crate::{
     error::ApiError,
     job::{Answer, Event, Work},
     metrics::Stats,
+    observed::{Observer, Records},
     request::{Ask, Prompt},
     worker::Worker,
 };
@@ -53,6 +54,8 @@ pub struct ApiOptions {
     pub api_keys: Vec<String>,
     /// Web origins whose pages may call the API (CORS): `https://example.org`, or `*` for all; none for only its own.
     pub allow_origins: Vec<String>,
+    /// Where a record of each request goes; it has no text.
+    pub records: Records,
 }
 
 impl Default for ApiOptions {
@@ -71,6 +74,7 @@ impl Default for ApiOptions {
             max_body_bytes: 1 << 20,
             api_keys: Vec::new(),
             allow_origins: Vec::new(),
+            records: Records::default(),
         }
     }
 }
@@ -114,6 +118,7 @@ struct Inner {
     /// SHA-256 of each key, so that comparing takes the same time for any length.
     keys: Vec<[u8; 32]>,
     worker: Worker,
+    observer: Observer,
 }
 
 /// An answer on its way.
@@ -166,6 +171,8 @@ impl ApiState {
         };
         let worker = Worker::spawn(forward, limits, options.max_queue, options.timeout)?;
         let id = options.model_id.clone().unwrap_or_else(|| slug(&info.name));
+        let tokenizer = Arc::clone(&info.tokenizer);
+        let observer = Observer::new(options.records.clone(), id.clone(), tokenizer);
         Ok(Self {
             inner: Arc::new(Inner {
                 id,
@@ -173,6 +180,7 @@ impl ApiState {
                 n_ctx,
                 keys: options.api_keys.iter().map(|key| sha256(key)).collect(),
                 worker,
+                observer,
                 info,
                 options,
             }),
@@ -211,6 +219,10 @@ impl ApiState {
 
     pub(crate) fn created_unix_s(&self) -> u64 {
         self.inner.created_unix_s
+    }
+
+    pub(crate) fn observer(&self) -> &Observer {
+        &self.inner.observer
     }
 
     pub(crate) fn options(&self) -> &ApiOptions {
@@ -255,7 +267,10 @@ impl ApiState {
         works: Vec<Work>,
         request_id: String,
     ) -> Result<UnboundedReceiver<Event>, ApiError> {
-        let submitted = self.inner.worker.submit(works, request_id);
+        let submitted = self
+            .inner
+            .worker
+            .submit(works, request_id, self.inner.observer.clone());
         submitted.map_err(ApiError::queue_full)
     }
 
@@ -363,8 +378,13 @@ pub(crate) async fn off_thread<T: Send + 'static>(
 
 /// Now, in Unix seconds.
 pub(crate) fn now_unix_s() -> u64 {
+    now_unix_ms() / 1000
+}
+
+/// Now, in milliseconds since 1970.
+pub(crate) fn now_unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |duration| duration.as_secs())
+    since.map_or(0, |duration| duration.as_millis() as u64)
 }
 
 fn sha256(text: &str) -> [u8; 32] {

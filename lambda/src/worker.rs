@@ -7,6 +7,7 @@ use crate::{
     batch::{Batch, Forward, Limits},
     job::{Caller, Event, Job, Work},
     metrics::{Counters, Stats, prometheus},
+    observed::Observer,
 };
 use std::{
     collections::VecDeque,
@@ -100,12 +101,14 @@ impl Worker {
         &self,
         works: Vec<Work>,
         request_id: String,
+        observer: Observer,
     ) -> Result<UnboundedReceiver<Event>, QueueFull> {
         // Unbounded, so that a client that reads slowly does not hold up the others; the context bounds it.
         let (events, receiver) = unbounded_channel();
         let now = Instant::now();
         let caller = Arc::new(Caller {
             request_id,
+            observer,
             events,
             counters: Arc::clone(&self.shared.counters),
             enqueued: now,

@@ -13,7 +13,7 @@ use axum::{
     http::{HeaderName, HeaderValue, header},
     routing::get,
 };
-use fledgling_lambda::{ApiOptions, ApiState};
+use fledgling_lambda::{ApiOptions, ApiState, Records};
 use std::{
     fmt::Write,
     net::SocketAddr,
@@ -75,6 +75,9 @@ pub struct Args {
     /// A web origin whose pages may call the API, or *; may be repeated
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
+    /// Append a line of figures a request to this file, for `fledgling monitor`; it has no text
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
     #[command(flatten)]
     speculation: SpeculationArgs,
     #[command(flatten)]
@@ -184,6 +187,7 @@ fn api_state(args: &Args, model: &Model, api_keys: Vec<String>) -> Result<ApiSta
         max_tokens: args.max_tokens,
         api_keys,
         allow_origins: args.allow_origin.clone(),
+        records: records(args.log.as_deref())?,
         ..ApiOptions::default()
     };
     Ok(ApiState::new(info, engine, options)?)
@@ -255,6 +259,18 @@ fn escape(name: &str) -> String {
         }
     }
     escaped
+}
+
+fn records(path: Option<&Path>) -> Result<Records> {
+    let Some(path) = path else {
+        return Ok(Records::default());
+    };
+    let file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(path);
+    let file = file.with_context(|| format!("--log {}: cannot append to it", path.display()))?;
+    Ok(Records::to(file))
 }
 
 async fn serve(listener: TcpListener, app: Router, json: bool) -> Result<()> {
