@@ -69,7 +69,7 @@ pub struct Args {
 
 /// The figures have left their limits: exit status 3.
 #[derive(Debug, thiserror::Error)]
-#[error("{0} alarm{}", if *.0 == 1 { "" } else { "s" })]
+#[error("alarms: {0}")]
 pub struct Alarmed(pub usize);
 
 /// Runs the command.
