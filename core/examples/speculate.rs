@@ -39,6 +39,7 @@ fn main() -> Result<()> {
         let mut value = || args.next().ok_or("a flag has no value");
         match flag.as_str() {
             "--threads" => options.n_threads = value()?.parse()?,
+            "--isa" => options.isa = Some(value()?.parse()?),
             "--max" => max = value()?.parse()?,
             "--temperature" => temperature = value()?.parse()?,
             "--drafts" => drafts = list(value()?)?,

@@ -20,9 +20,12 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let path = args.next().ok_or("give a GGUF file")?;
     let (mut options, mut n_tokens, mut streams) = (CpuOptions::default(), 64, vec![1, 4, 16]);
+    // Off unless asked for, so that one stream and many are compared.
+    let mut speculate = 0;
     while let (Some(flag), Some(value)) = (args.next(), args.next()) {
         match flag.as_str() {
             "--threads" => options.n_threads = value.parse()?,
+            "--speculate" => speculate = value.parse()?,
             "--tokens" => n_tokens = value.parse()?,
             "--streams" => {
                 streams = value
@@ -36,7 +39,11 @@ fn main() -> Result<()> {
     let gguf = mapped_model(Path::new(&path))?.gguf;
     let info = ModelInfo::from_header(gguf.header())?;
     let engine = CpuEngine::new(&gguf, &options)?;
-    let state = ApiState::new(info, engine, ApiOptions::default())?;
+    let api = ApiOptions {
+        speculate: Some(speculate),
+        ..ApiOptions::default()
+    };
+    let state = ApiState::new(info, engine, api)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;

@@ -5,7 +5,7 @@
 //! Who shares a pass with whom changes no bit of anybody's result (ARCHITECTURE.md, "The arithmetic").
 
 use crate::{
-    job::{Answer, Job, Work},
+    job::{Job, Work},
     logprobs::TokenLogprob,
     metrics::Counters,
     observed::surprise,
@@ -24,8 +24,8 @@ use std::{
 /// somebody does.
 const PROMPT_TOKENS: usize = 128;
 const PROMPT_TOKENS_BESIDE: usize = 64;
-/// Generations under way beside which drafts are still checked: beyond, the passes are full without.
-const MAX_SPECULATING: usize = 2;
+/// Rows of a pass in which several draft, each the same: the engine multiplies so many from registers.
+const DRAFTING_ROWS: usize = 4;
 /// A prompt waits for another that begins alike when so many tokens are won by it.
 const WORTH_WAITING: usize = 16;
 /// Positions beyond its prompt that a generation is expected to need at least.
@@ -291,7 +291,13 @@ impl<F: Forward> Batch<F> {
                 n => reading.push((n, i)),
             }
         }
-        let may_speculate = reading.is_empty() && decoding.len() <= MAX_SPECULATING;
+        let max_draft = match decoding.len() {
+            0 => 0,
+            _ if !reading.is_empty() => 0,
+            // What one alone drafts is for its operator to say.
+            1 => usize::MAX,
+            n => (DRAFTING_ROWS / n).saturating_sub(1),
+        };
         let mut left = if decoding.is_empty() {
             PROMPT_TOKENS
         } else {
@@ -299,7 +305,7 @@ impl<F: Forward> Batch<F> {
         };
         let mut plans = Vec::new();
         for idx in decoding {
-            plans.push(self.sequences[idx].next_token(idx, may_speculate));
+            plans.push(self.sequences[idx].next_token(idx, max_draft));
         }
         // Equal shares; what a short prompt leaves over goes to the longer ones.
         reading.sort_unstable();
@@ -445,14 +451,14 @@ impl<F: Forward> Batch<F> {
 
 impl Sequence {
     /// The last token, and a draft of what may follow it.
-    fn next_token(&self, idx: usize, may_speculate: bool) -> Plan {
+    fn next_token(&self, idx: usize, max_draft: usize) -> Plan {
         let context = self.job.context();
         let draft = match &self.job.work {
-            Work::Answer(answer) if may_speculate => {
-                let room = answer.generation.draft_room();
+            Work::Answer(answer) => {
+                let room = answer.generation.draft_room().min(max_draft);
                 answer.lookup.draft(context, room)
             }
-            _ => Vec::new(),
+            Work::Embed { .. } => Vec::new(),
         };
         let tokens = [&context[context.len() - 1..], &draft].concat();
         Plan {
@@ -523,11 +529,9 @@ impl Sequence {
             n_accepted += 1;
         }
         self.session.rewind(n_context + n_accepted);
-        if let Work::Answer(Answer {
-            lookup, generation, ..
-        }) = &mut self.job.work
-        {
-            lookup.checked(plan.n_drafted, n_accepted, generation.context().len());
+        if let Work::Answer(answer) = &mut self.job.work {
+            let n_context = answer.generation.context().len();
+            answer.lookup.checked(plan.n_drafted, n_accepted, n_context);
         }
         (goes_on, n_accepted)
     }

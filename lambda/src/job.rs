@@ -57,7 +57,7 @@ pub(crate) struct Caller {
 #[derive(Debug)]
 pub(crate) enum Work {
     /// Answer a prompt.
-    Answer(Answer),
+    Answer(Box<Answer>),
     /// Pool the hidden states of these tokens.
     Embed { tokens: Vec<u32>, sums: Vec<f64> },
 }

@@ -42,8 +42,8 @@ pub struct ApiOptions {
     /// Bytes of keys and values in memory: of what runs, and of what was said before and may come again. One generation of the whole
     /// context fits in any case.
     pub kv_bytes: usize,
-    /// Tokens that prompt look-up drafts at most; 0 drafts none. The text is the same.
-    pub speculate: usize,
+    /// Tokens that prompt look-up drafts at most; 0 drafts none, and `None` as many as are cheap to check. The text is the same.
+    pub speculate: Option<usize>,
     /// An answer that is not whole after this time ends with what it has, as by `max_tokens`.
     pub timeout: Option<Duration>,
     /// Tokens of one answer at most, whatever the request asks for; `None` is as many as the context holds.
@@ -68,7 +68,7 @@ impl Default for ApiOptions {
             max_running: 16,
             max_queue: 64,
             kv_bytes: 512 << 20,
-            speculate: 0,
+            speculate: None,
             timeout: None,
             max_tokens: None,
             max_body_bytes: 1 << 20,
@@ -114,6 +114,7 @@ struct Inner {
     id: String,
     created_unix_s: u64,
     n_ctx: usize,
+    max_draft: usize,
     options: ApiOptions,
     /// SHA-256 of each key, so that comparing takes the same time for any length.
     keys: Vec<[u8; 32]>,
@@ -169,6 +170,8 @@ impl ApiState {
             max_running: options.max_running.max(1),
             kv_bytes: options.kv_bytes,
         };
+        let cheap = forward.engine().cheap_rows() - 1;
+        let max_draft = options.speculate.unwrap_or(cheap);
         let worker = Worker::spawn(forward, limits, options.max_queue, options.timeout)?;
         let id = options.model_id.clone().unwrap_or_else(|| slug(&info.name));
         let tokenizer = Arc::clone(&info.tokenizer);
@@ -178,6 +181,7 @@ impl ApiState {
                 id,
                 created_unix_s: options.created_unix_s.unwrap_or_else(now_unix_s),
                 n_ctx,
+                max_draft,
                 keys: options.api_keys.iter().map(|key| sha256(key)).collect(),
                 worker,
                 observer,
@@ -311,13 +315,13 @@ impl ApiState {
                     params.max_tokens = Some(asked.min(limit));
                 }
                 let generation = self.generation(&tokens, &params, prompt.param())?;
-                works.push(Work::Answer(Answer {
+                works.push(Work::Answer(Box::new(Answer {
                     generation,
-                    lookup: PromptLookup::new(self.inner.options.speculate),
+                    lookup: PromptLookup::new(self.inner.max_draft),
                     logprobs: ask.logprobs,
                     scores_prompt: ask.echo && ask.logprobs.is_some(),
                     prompt_logprobs: Vec::new(),
-                }));
+                })));
             }
             prompts.push(tokens);
         }

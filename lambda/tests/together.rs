@@ -137,7 +137,7 @@ async fn drafts_change_no_text() {
     );
     let alone = alone(&requests).await;
     let options = || ApiOptions {
-        speculate: 8,
+        speculate: Some(8),
         ..ApiOptions::default()
     };
     let (answers, _) = together(options(), &requests).await;
@@ -248,7 +248,7 @@ async fn chats_have_several_choices_too() {
 #[tokio::test]
 async fn a_timeout_that_is_not_reached_changes_nothing() {
     let api = api_with(ApiOptions {
-        timeout: Some(Duration::from_secs(600)),
+        timeout: Some(Duration::from_mins(10)),
         ..ApiOptions::default()
     });
     let (info, _) = load(Family::Llama);

@@ -97,24 +97,24 @@ def cache(client, model):
 
 async def many(base_url, model, n_streams, n_tokens):
     """Tokens a second of concurrent streams, of which one is dropped in the middle."""
-    client = openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=5)
-
-    async def stream(i, drop=False):
-        n_pieces = 0
+    async def stream(client, i, drop=False):
+        n_pieces, usage = 0, None
         chunks = await client.completions.create(
             model=model, prompt=f"{i} Once upon a time", max_tokens=n_tokens, stream=True, extra_body={"ignore_eos": True},
             stream_options={"include_usage": True})
         async for chunk in chunks:
-            n_pieces += 1
+            n_pieces, usage = n_pieces + 1, chunk.usage
             if drop and n_pieces > 3:
-                await chunks.close()
-                return 0
-            if chunk.usage:
-                return chunk.usage.completion_tokens
-        raise AssertionError("a stream without usage")
+                break
+        await chunks.close()
+        if drop:
+            return 0
+        return usage.completion_tokens
 
     start = time.monotonic()
-    counts = await asyncio.gather(*(stream(i) for i in range(n_streams)), stream(-1, drop=True))
+    async with openai.AsyncOpenAI(base_url=base_url, api_key="none", max_retries=5) as client:
+        streams = [stream(client, i) for i in range(n_streams)]
+        counts = await asyncio.gather(*streams, stream(client, -1, drop=True))
     seconds = time.monotonic() - start
     assert counts == [n_tokens] * n_streams + [0], counts
     print(f"{n_streams:3} streams: {n_streams * n_tokens / seconds:6.1f} tokens/s")

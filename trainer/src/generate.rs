@@ -75,9 +75,10 @@ pub struct Args {
 /// Drafts, which change no text.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct SpeculationArgs {
-    /// Draft up to N tokens where the text repeats what stood before, and check them together; the text stays the same
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    pub speculate: usize,
+    /// Draft up to N tokens where the text repeats what stood before, and check them together; the text stays the same (default:
+    /// as many as are cheap to check here; 0 drafts none)
+    #[arg(long, value_name = "N")]
+    pub speculate: Option<usize>,
 }
 
 /// How tokens are picked; nothing given is greedy.
@@ -302,8 +303,8 @@ pub struct Talk<'a> {
     pub engine: &'a CpuEngine,
     /// Keys and values so far.
     pub session: &'a mut Session,
-    /// Tokens that are drafted at most.
-    pub speculate: usize,
+    /// Tokens that are drafted at most; `None` is as many as are cheap to check.
+    pub speculate: Option<usize>,
 }
 
 /// An answer and how it went.
@@ -352,7 +353,8 @@ impl Talk<'_> {
         mut emit: impl FnMut(&str) -> Result<()>,
     ) -> Result<Answer> {
         let interrupt = Graceful::begin();
-        let mut lookup = PromptLookup::new(self.speculate);
+        let cheap = self.engine.cheap_rows() - 1;
+        let mut lookup = PromptLookup::new(self.speculate.unwrap_or(cheap));
         let mut text = String::new();
         let mut first = None;
         let mut finish = generation.finished();

@@ -206,6 +206,15 @@ impl CpuEngine {
         Session::new(&self.spec, n_ctx, n_reserved, self.kv)
     }
 
+    /// Tokens that a forward pass takes for little more than the cost of one, where its work is to read the weights: what a draft
+    /// and the token before it may be. Measured (LOG.md, "shared passes, drafts, sessions"); 1 where nobody has.
+    pub fn cheap_rows(&self) -> usize {
+        match self.isa {
+            Isa::Avx512 | Isa::Avx2 => 4,
+            _ => 1,
+        }
+    }
+
     /// Bytes of the keys and values of one position.
     pub fn position_bytes(&self) -> usize {
         let n_caches = 2 * self.spec.n_layer * self.spec.n_kv_head;
