@@ -1,35 +1,12 @@
 import { fileURLToPath } from "node:url";
 import { defineConfig, type Plugin } from "vitest/config";
+import { contentSecurityPolicy, fillStrings, serviceWorker, sizeBudget } from "./vite/page.js";
 
-/** The built page may load nothing but its own files; a model may come from any https address. */
-const policy = [
-  "default-src 'none'",
-  "script-src 'self' 'wasm-unsafe-eval'",
-  "worker-src 'self'",
-  "style-src 'self'",
-  "img-src 'self'",
-  "connect-src 'self' https: http://127.0.0.1:* http://localhost:*",
-  "base-uri 'none'",
-  "form-action 'none'",
-].join("; ");
+const path = (relative: string): string => fileURLToPath(new URL(relative, import.meta.url));
 
-function contentSecurityPolicy(): Plugin {
-  return {
-    name: "content-security-policy",
-    apply: "build",
-    transformIndexHtml: () => [
-      {
-        tag: "meta",
-        attrs: { "http-equiv": "Content-Security-Policy", content: policy },
-        injectTo: "head-prepend",
-      },
-    ],
-  };
-}
-
-/** In the mode `fake` the page runs without the wasm module: for work on its look. */
+/** In the mode `fake` the page runs without the wasm module: for work on its look, and for its flows. */
 function fakeEngine(): Plugin {
-  const fake = fileURLToPath(new URL("test/fake-wasm.ts", import.meta.url));
+  const fake = path("test/fake-wasm.ts");
   return {
     name: "fake-engine",
     enforce: "pre",
@@ -41,9 +18,26 @@ export default defineConfig(({ mode }) => {
   const plugins = mode === "fake" ? [fakeEngine()] : [];
   return {
     base: "./",
-    plugins: [...plugins, contentSecurityPolicy()],
+    plugins: [
+      ...plugins,
+      fillStrings(),
+      contentSecurityPolicy(),
+      serviceWorker(path("public")),
+      sizeBudget(),
+    ],
     worker: { format: "es", plugins: () => plugins },
-    build: { target: "es2022", modulePreload: { polyfill: false }, assetsInlineLimit: 0 },
+    build: {
+      target: "es2022",
+      modulePreload: { polyfill: false },
+      assetsInlineLimit: 0,
+      rolldownOptions: {
+        input: { index: path("index.html"), sw: path("page/sw.ts") },
+        output: {
+          // The service worker's address must stay the same from build to build.
+          entryFileNames: ({ name }) => (name === "sw" ? "sw.js" : "assets/[name]-[hash].js"),
+        },
+      },
+    },
     server: { host: "127.0.0.1" },
     // A busy machine is no failure.
     test: { include: ["test/**/*.test.ts"], testTimeout: 20_000 },

@@ -2,8 +2,9 @@
 //! (asynchronous) run the same one: logits in, token and text out, until a reason to finish. [`run`] is the CPU's loop.
 
 use crate::{
-    cpu::{CpuEngine, EngineError, Session},
-    sampler::{Sampler, SamplerError, SamplerParams},
+    cpu::{CpuEngine, EngineError, Feed, Session},
+    sampler::{Sampler, SamplerError, SamplerParams, argmax},
+    speculate::PromptLookup,
     tokenizer::{StreamDecoder, Tokenizer},
 };
 use std::{cmp::Reverse, ops::ControlFlow, ops::Range, sync::Arc};
@@ -39,6 +40,32 @@ pub struct Step {
     pub text: String,
     /// Set on the last step. The token of a `Stop` by end token is not part of [`Generation::tokens`].
     pub finish: Option<FinishReason>,
+}
+
+/// What a generation needs to know of the logits of a position.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Scores {
+    /// The likeliest token, where nothing else matters.
+    Best(u32),
+    /// All. [V]
+    All(Vec<f32>),
+}
+
+impl Scores {
+    /// Of logits, on whatever thread has them. [V]
+    pub fn of(logits: &[f32], best_is_enough: bool) -> Self {
+        if best_is_enough {
+            Self::Best(argmax(logits))
+        } else {
+            Self::All(logits.to_vec())
+        }
+    }
+}
+
+impl Default for Scores {
+    fn default() -> Self {
+        Self::Best(0)
+    }
 }
 
 /// One generation under way.
@@ -95,6 +122,25 @@ impl Generation {
     pub fn sample(&mut self, logits: &mut [f32]) -> Step {
         let token = self.sampler.sample(logits, &self.context);
         self.accept(token)
+    }
+
+    /// Picks from what [`Scores::of`] kept of the logits; where [`Self::is_argmax`] does not hold, it must be all.
+    pub fn take(&mut self, scores: Scores) -> Step {
+        match scores {
+            Scores::Best(token) => self.accept(token),
+            Scores::All(mut logits) => self.sample(&mut logits),
+        }
+    }
+
+    /// Ends it before its next token, and gives the text that was held back because a stop text might have come.
+    pub fn end(&mut self, reason: FinishReason) -> String {
+        if self.finished.is_some() {
+            return String::new();
+        }
+        let mut text = std::mem::take(&mut self.stops.held);
+        text.push_str(&self.decoder.finish());
+        self.finished = Some(reason);
+        text
     }
 
     /// Takes a token that the engine picked itself (argmax on the GPU). After the end, it changes nothing.
@@ -159,6 +205,10 @@ impl Generation {
     pub fn context(&self) -> &[u32] {
         &self.context
     }
+    /// Tokens that a draft may have: the token behind it must fit too.
+    pub fn draft_room(&self) -> usize {
+        self.max_context.saturating_sub(self.context.len() + 1)
+    }
     /// Why it ended, once it has.
     pub fn finished(&self) -> Option<FinishReason> {
         self.finished
@@ -180,28 +230,69 @@ pub fn run(
     if let Some(reason) = generation.finished() {
         return Ok(Some(reason));
     }
-    let context = generation.context();
-    let common = session
-        .tokens()
-        .iter()
-        .zip(context)
-        .take_while(|(a, b)| a == b)
-        .count();
-    // The last token is fed in any case: its logits are what is asked for.
-    let reused = common.min(context.len() - 1);
-    session.rewind(reused);
-    let mut logits = engine.forward(session, &context[reused..])?;
+    rewind_to_common(session, generation.context());
+    let mut no_drafts = PromptLookup::new(0);
     loop {
-        let step = generation.sample(&mut logits);
-        let flow = on_step(&step);
-        if step.finish.is_some() {
-            return Ok(step.finish);
+        let flow = advance(engine, session, generation, &mut no_drafts, &mut on_step)?;
+        if let ControlFlow::Break(finish) = flow {
+            return Ok(finish);
         }
-        if flow.is_break() {
-            return Ok(None);
-        }
-        logits = engine.forward(session, &[step.token])?;
     }
+}
+
+/// Makes the session forget what is not the beginning of `context`, and the last token of that in any case: its logits are what is
+/// asked for.
+pub fn rewind_to_common(session: &mut Session, context: &[u32]) {
+    let n_common = session.common_prefix_len(context);
+    session.rewind(n_common.min(context.len().saturating_sub(1)));
+}
+
+/// Feeds the session what it lacks of the generation's context, and takes the next token, or several where a draft is right. Breaks
+/// with the reason when the generation has finished, and with `None` when `on_step` broke.
+///
+/// # Errors
+/// Those of the engine.
+///
+/// # Panics
+/// When the session holds something else than a beginning of the context: see [`rewind_to_common`].
+pub fn advance(
+    engine: &CpuEngine,
+    session: &mut Session,
+    generation: &mut Generation,
+    lookup: &mut PromptLookup,
+    mut on_step: impl FnMut(&Step) -> ControlFlow<()>,
+) -> Result<ControlFlow<Option<FinishReason>>, EngineError> {
+    let n_context = generation.context().len();
+    let room = session.n_ctx().saturating_sub(n_context);
+    let room = room.min(generation.draft_room());
+    let draft = lookup.draft(generation.context(), room);
+    let tokens = [&generation.context()[session.tokens().len()..], &draft].concat();
+    let wanted_from = tokens.len() - 1 - draft.len();
+    let best_is_enough = generation.is_argmax();
+    let feed = Feed {
+        session,
+        tokens: &tokens,
+        wanted_from,
+    };
+    let scores = engine.forward_batch(&mut [feed], &|_, _, logits| {
+        Scores::of(logits, best_is_enough)
+    })?;
+    let mut flow = ControlFlow::Continue(());
+    let mut n_accepted = 0;
+    for (i, scores) in scores.into_iter().enumerate() {
+        let step = generation.take(scores);
+        let stopped = on_step(&step).is_break();
+        if step.finish.is_some() || stopped {
+            flow = ControlFlow::Break(step.finish);
+        }
+        if flow.is_break() || draft.get(i) != Some(&step.token) {
+            break;
+        }
+        n_accepted += 1;
+    }
+    session.rewind(n_context + n_accepted);
+    lookup.checked(draft.len(), n_accepted, generation.context().len());
+    Ok(flow)
 }
 
 /// Holds text back while it could still be the beginning of a stop text.

@@ -13,6 +13,8 @@ pub mod model;
 pub mod quant;
 pub mod sampler;
 pub mod spec;
+pub mod speculate;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod tokenizer;
+mod xxh64;

@@ -1,15 +1,16 @@
 //! Picks the next token. Seeded, and defined on the bits: the same logits and seed pick the same token on every
 //! target, so `exp` comes from `libm` and the generator is our own.
 //!
-//! The order of steps is llama.cpp's and transformers': the repetition penalty on the raw logits, then top-k, top-p and
-//! min-p, each on the probabilities of what the one before has left, then the draw. Temperature divides the logits
+//! The order of steps is llama.cpp's and transformers': the repetition penalty on the raw logits, then the presence and frequency
+//! penalties and the bias of single tokens (as OpenAI's API defines them, on what was sampled here and not on the prompt), then
+//! top-k, top-p and min-p, each on the probabilities of what the one before has left, then the draw. Temperature divides the logits
 //! before top-k, as in transformers, so that top-p and min-p see the distribution that is drawn from. Candidates stand
 //! in the order (logit descending, id ascending) throughout.
 //!
 //! A NaN logit counts as minus infinity, so it is never picked while anything else is there; when all logits are minus
 //! infinity or NaN the lowest id is picked. Plus infinity takes all of the probability.
 
-use std::cmp::Ordering;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 /// How to pick. The defaults are greedy.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +27,12 @@ pub struct SamplerParams {
     pub repetition_penalty: f32,
     /// How many tokens back the penalty looks.
     pub repetition_window: usize,
+    /// Subtracted from the logits of tokens that were picked before; 0 is off.
+    pub presence_penalty: f32,
+    /// Subtracted from the logit of a token for each time that it was picked before; 0 is off.
+    pub frequency_penalty: f32,
+    /// Added to the logits of these tokens.
+    pub logit_bias: Vec<(u32, f32)>,
     /// Seed of the generator.
     pub seed: u64,
 }
@@ -39,6 +46,9 @@ impl Default for SamplerParams {
             min_p: 0.0,
             repetition_penalty: 1.0,
             repetition_window: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: Vec::new(),
             seed: 0,
         }
     }
@@ -82,7 +92,16 @@ impl SamplerParams {
             penalty,
             penalty.is_finite() && penalty > 0.0,
             "a number above 0 (1 is off)",
-        )
+        )?;
+        for (param, value) in [
+            ("presence_penalty", self.presence_penalty),
+            ("frequency_penalty", self.frequency_penalty),
+        ] {
+            check(param, value, value.is_finite(), "a finite number")?;
+        }
+        let wrong = self.logit_bias.iter().find(|(_, bias)| !bias.is_finite());
+        let bias = wrong.map_or(0.0, |(_, bias)| *bias);
+        check("logit_bias", bias, wrong.is_none(), "a finite number")
     }
 }
 
@@ -91,6 +110,8 @@ impl SamplerParams {
 pub struct Sampler {
     params: SamplerParams,
     random: Random,
+    /// How often each token was picked; filled only where a penalty asks for it.
+    n_picked: BTreeMap<u32, u32>,
     /// Kept between calls for its memory.
     candidates: Vec<Candidate>,
 }
@@ -129,13 +150,29 @@ impl Sampler {
         Ok(Self {
             random: Random::new(params.seed),
             params,
+            n_picked: BTreeMap::new(),
             candidates: Vec::new(),
         })
     }
 
     /// Picks a token; `history` is prompt and answer so far. Ties go to the lowest id. `logits` is scratch afterwards. [V]
     pub fn sample(&mut self, logits: &mut [f32], history: &[u32]) -> u32 {
-        self.penalize(logits, history);
+        self.penalize_repetition(logits, history);
+        self.penalize_picked(logits);
+        for &(id, bias) in &self.params.logit_bias {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit += bias;
+            }
+        }
+        let token = self.pick(logits);
+        if !self.picked_are_free() {
+            *self.n_picked.entry(token).or_default() += 1;
+        }
+        token
+    }
+
+    /// Picks from logits that are as they should be. [V]
+    fn pick(&mut self, logits: &[f32]) -> u32 {
         if self.params.temperature <= 0.0 || self.params.top_k == 1 {
             return argmax(logits);
         }
@@ -156,7 +193,11 @@ impl Sampler {
 
     /// Whether `sample` is plain argmax, so that an engine may do it where its logits are.
     pub fn is_argmax(&self) -> bool {
-        (self.params.temperature <= 0.0 || self.params.top_k == 1) && self.penalty_is_off()
+        let is_greedy = self.params.temperature <= 0.0 || self.params.top_k == 1;
+        is_greedy
+            && self.penalty_is_off()
+            && self.picked_are_free()
+            && self.params.logit_bias.is_empty()
     }
 
     #[allow(clippy::float_cmp, reason = "exactly 1 is the documented off")]
@@ -164,7 +205,21 @@ impl Sampler {
         self.params.repetition_penalty == 1.0 || self.params.repetition_window == 0
     }
 
-    fn penalize(&self, logits: &mut [f32], history: &[u32]) {
+    #[allow(clippy::float_cmp, reason = "exactly 0 is the documented off")]
+    fn picked_are_free(&self) -> bool {
+        self.params.presence_penalty == 0.0 && self.params.frequency_penalty == 0.0
+    }
+
+    /// `logit - n * frequency - (n > 0) * presence` (OpenAI, "Frequency and presence penalties").
+    fn penalize_picked(&self, logits: &mut [f32]) {
+        for (&id, &n) in &self.n_picked {
+            if let Some(logit) = logits.get_mut(id as usize) {
+                *logit -= n as f32 * self.params.frequency_penalty + self.params.presence_penalty;
+            }
+        }
+    }
+
+    fn penalize_repetition(&self, logits: &mut [f32], history: &[u32]) {
         if self.penalty_is_off() {
             return;
         }
@@ -437,6 +492,51 @@ mod tests {
     }
 
     #[test]
+    fn what_was_picked_is_penalized_by_how_often() {
+        let mut greedy = sampler(|p| {
+            p.temperature = 0.0;
+            p.presence_penalty = 0.5;
+            p.frequency_penalty = 0.25;
+        });
+        assert!(!greedy.is_argmax());
+        // 3.0, then 3.0 - 0.75, 3.0 - 1.0, then token 2 is ahead; the prompt's tokens cost nothing.
+        let mut pick = || {
+            let mut logits = [3.0, -1.0, 2.1, 1.0];
+            let id = greedy.sample(&mut logits, &[0, 0, 2, 2]);
+            (id, logits.map(f32::to_bits))
+        };
+        let bits = |logits: [f32; 4]| logits.map(f32::to_bits);
+        assert_eq!(pick(), (0, bits([3.0, -1.0, 2.1, 1.0])));
+        assert_eq!(pick(), (0, bits([2.25, -1.0, 2.1, 1.0])));
+        assert_eq!(pick(), (2, bits([2.0, -1.0, 2.1, 1.0])));
+        assert_eq!(pick(), (0, bits([2.0, -1.0, 2.1 - 0.75, 1.0])));
+    }
+
+    #[test]
+    fn a_bias_forces_and_bans() {
+        let biased = |temperature, bias: &[(u32, f32)]| {
+            let mut sampler = sampler(|p| {
+                p.temperature = temperature;
+                p.logit_bias = bias.to_vec();
+            });
+            assert!(!sampler.is_argmax());
+            sampler.sample(&mut [3.0, -1.0, 2.0, 1.0], &[])
+        };
+        for temperature in [0.0, 1.0] {
+            assert_eq!(biased(temperature, &[(1, 100.0)]), 1);
+            assert_eq!(
+                biased(temperature, &[(0, -100.0), (2, -100.0), (1, -100.0)]),
+                3
+            );
+        }
+        assert_eq!(
+            biased(0.0, &[(2, 1.5), (9, 100.0)]),
+            2,
+            "an id of no token is none"
+        );
+    }
+
+    #[test]
     fn nan_and_infinities_are_defined() {
         let (nan, inf) = (f32::NAN, f32::INFINITY);
         for temperature in [0.0, 1.0] {
@@ -495,6 +595,20 @@ mod tests {
                     ..SamplerParams::default()
                 },
                 "repetition_penalty",
+            ),
+            (
+                SamplerParams {
+                    presence_penalty: f32::NAN,
+                    ..SamplerParams::default()
+                },
+                "presence_penalty",
+            ),
+            (
+                SamplerParams {
+                    logit_bias: vec![(1, 1.0), (2, f32::INFINITY)],
+                    ..SamplerParams::default()
+                },
+                "logit_bias",
             ),
         ] {
             assert_eq!(Sampler::new(params).unwrap_err().param, name);

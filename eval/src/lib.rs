@@ -17,12 +17,14 @@ pub mod engine;
 pub mod logits;
 pub mod page;
 pub mod perplexity;
+pub mod plot;
 pub mod quality;
 pub mod reference;
 pub mod report;
 pub mod score;
 pub mod stats;
 pub mod task;
+pub mod text;
 
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

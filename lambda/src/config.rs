@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use fledgling_core::cpu::Isa;
-use fledgling_lambda::ApiOptions;
+use fledgling_lambda::{ApiOptions, Records};
 use std::{num::NonZeroUsize, path::PathBuf, str::FromStr, thread::available_parallelism};
 
 /// Memory in MB that brings one virtual CPU (AWS, "Configure Lambda function memory").
@@ -48,6 +48,11 @@ impl Config {
             max_tokens: count(&var, "FLEDGLING_MAX_TOKENS")?,
             api_keys: list(var("FLEDGLING_API_KEYS")),
             allow_origins: list(var("FLEDGLING_ALLOW_ORIGINS")),
+            records: if writes_records(var("FLEDGLING_LOG").as_deref()) {
+                Records::to(std::io::stdout())
+            } else {
+                Records::default()
+            },
             ..default
         };
         Ok(Self {
@@ -66,6 +71,27 @@ impl Config {
         })
     }
 }
+
+/// Whether each request leaves its record on standard output, where CloudWatch makes metrics of it: unless `FLEDGLING_LOG` says something else
+/// than `metrics`.
+fn writes_records(log: Option<&str>) -> bool {
+    log.is_none_or(|log| log.split(',').any(|word| word.trim() == METRICS))
+}
+
+/// What `FLEDGLING_LOG` says of the levels of other lines: `info` where it says nothing.
+pub(crate) fn log_levels(log: Option<&str>) -> String {
+    let words = log.unwrap_or_default().split(',').map(str::trim);
+    let levels: Vec<&str> = words
+        .filter(|word| !word.is_empty() && *word != METRICS)
+        .collect();
+    if levels.is_empty() {
+        "info".to_owned()
+    } else {
+        levels.join(",")
+    }
+}
+
+const METRICS: &str = "metrics";
 
 /// `FLEDGLING_MODEL`, relative to the function's package; `model.gguf` there when unset.
 fn model_path(var: &impl Fn(&str) -> Option<String>) -> PathBuf {
@@ -157,6 +183,20 @@ mod tests {
         assert_eq!(threads(Some(3008.0), 2), 2);
         assert_eq!(threads(Some(10_240.0), 6), 6);
         assert_eq!(threads(None, 4), 4);
+    }
+
+    #[test]
+    fn records_are_written_unless_the_log_is_about_something_else() {
+        for (log, records, levels) in [
+            (None, true, "info"),
+            (Some("metrics"), true, "info"),
+            (Some("off"), false, "off"),
+            (Some("warn, metrics"), true, "warn"),
+            (Some("debug"), false, "debug"),
+        ] {
+            assert_eq!(writes_records(log), records, "{log:?}");
+            assert_eq!(log_levels(log), levels, "{log:?}");
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The one mapping from what can go wrong to a status and an OpenAI error object:
 //! `{"error": {"message", "type", "param", "code"}}`. Nothing of the inside of the server reaches a client.
 
+use crate::worker::QueueFull;
 use axum::{
     body::Body,
     http::{HeaderValue, StatusCode, header},
@@ -73,6 +74,22 @@ impl ApiError {
         .code("context_length_exceeded")
     }
 
+    /// What is to be embedded does not fit the context.
+    pub(crate) fn input_too_long(input: usize, n_ctx: usize) -> Self {
+        Self::bad_request(format!(
+            "the context of this model is {n_ctx} tokens, and an input has {input}: shorten it"
+        ))
+        .param("input")
+        .code("context_length_exceeded")
+    }
+
+    /// The error of a prompt that came in as `input`.
+    pub(crate) fn in_input(mut self) -> Self {
+        self.message = self.message.replace("`prompt`", "`input`");
+        self.param = self.param.map(|_| "input".into());
+        self
+    }
+
     pub(crate) fn body_too_large(limit_bytes: usize) -> Self {
         Self::new(
             StatusCode::PAYLOAD_TOO_LARGE,
@@ -119,15 +136,30 @@ impl ApiError {
     }
 
     /// The bounded queue is full.
-    pub(crate) fn queue_full(n_waiting: usize) -> Self {
+    pub(crate) fn queue_full(full: QueueFull) -> Self {
+        let QueueFull {
+            n_running,
+            n_waiting,
+            retry_after_s,
+        } = full;
         let mut error = Self::new(
             StatusCode::TOO_MANY_REQUESTS,
             "rate_limit_error",
-            format!("one request runs and {n_waiting} wait, which is all this server takes: try again later"),
+            format!("{n_running} generations run and {n_waiting} wait, which is all this server takes: try again later"),
         )
         .code("queue_full");
-        error.retry_after_s = Some(1);
+        error.retry_after_s = Some(retry_after_s);
         error
+    }
+
+    /// A load balancer asks, and may ask another server instead.
+    pub(crate) fn not_ready() -> Self {
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "server_error",
+            "the queue of this server is full",
+        )
+        .code("not_ready")
     }
 
     /// Our fault; the log has the details, the client has not.

@@ -65,6 +65,21 @@ impl Fields {
         }
     }
 
+    /// An integer within `range`.
+    pub(crate) fn count_in(
+        &self,
+        name: &'static str,
+        range: RangeInclusive<usize>,
+    ) -> Result<Option<usize>, ApiError> {
+        match self.count(name, *range.start())? {
+            Some(count) if count > *range.end() => Err(ApiError::invalid(
+                name,
+                format!("`{name}` is {count}, it must be at most {}", range.end()),
+            )),
+            count => Ok(count),
+        }
+    }
+
     /// Any 64-bit integer; negative ones keep their bits.
     pub(crate) fn seed(&self, name: &'static str) -> Result<Option<u64>, ApiError> {
         self.read(name, "a whole number of 64 bits", |value| {

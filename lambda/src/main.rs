@@ -85,10 +85,11 @@ fn modified_unix_s(path: &Path) -> Option<u64> {
     Some(modified.duration_since(UNIX_EPOCH).ok()?.as_secs())
 }
 
-/// JSON lines at the level of `FLEDGLING_LOG` (`info` when unset; `warn,fledgling_lambda=debug` works too). The
+/// JSON lines at the level of `FLEDGLING_LOG` (`info` when unset; `warn,fledgling_lambda=debug` works too), without the word `metrics`, which
+/// is about records. The
 /// runtime's trace level would log whole requests and stays off: prompts do not belong into a log.
 fn log_to_stderr() -> Result<()> {
-    let levels = std::env::var("FLEDGLING_LOG").unwrap_or_else(|_| "info".to_owned());
+    let levels = config::log_levels(std::env::var("FLEDGLING_LOG").ok().as_deref());
     let levels: Targets = levels
         .parse()
         .with_context(|| format!("FLEDGLING_LOG={levels}"))?;

@@ -1,8 +1,14 @@
 //! OpenAI's answer objects, whole and in chunks, for completions and for chats.
 
-use crate::{request::Ask, request::Prompt, state::ApiState, state::now_unix_s};
-use fledgling_core::generate::FinishReason;
+use crate::{
+    logprobs::{self, TokenLogprob},
+    request::{Ask, Prompt},
+    state::{ApiState, now_unix_s},
+    stream::Choice,
+};
+use fledgling_core::{generate::FinishReason, tokenizer::Tokenizer};
 use serde_json::{Map, Value, json};
+use std::sync::Arc;
 
 /// Tells clients which software answered, so that they know when the same seed may give another text.
 const FINGERPRINT: &str = concat!("fledgling-", env!("CARGO_PKG_VERSION"));
@@ -15,102 +21,123 @@ pub(crate) struct Reply {
     model: String,
     is_chat: bool,
     pub(crate) include_usage: bool,
-    /// Set when the client asked for token ids.
-    prompt_token_ids: Option<Vec<u32>>,
-    n_prompt: usize,
-}
-
-/// What an answer cost, beside its prompt.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub(crate) n_cached: usize,
-    pub(crate) n_completion: usize,
+    /// The prompts' tokens.
+    prompts: Vec<Vec<u32>>,
+    /// The prompts' texts, where the client wants them before the answers.
+    echoes: Option<Vec<String>>,
+    /// Choices for each prompt.
+    n: usize,
+    return_token_ids: bool,
+    has_logprobs: bool,
+    tokenizer: Arc<Tokenizer>,
 }
 
 impl Reply {
     /// The frame of the answer to `ask`, named after the request.
-    pub(crate) fn new(state: &ApiState, ask: &Ask, prompt_tokens: Vec<u32>, nonce: &str) -> Self {
-        let is_chat = matches!(ask.prompt, Prompt::Chat(_));
+    pub(crate) fn new(state: &ApiState, ask: &Ask, prompts: Vec<Vec<u32>>, nonce: &str) -> Self {
+        let is_chat = ask.is_chat();
+        let tokenizer = Arc::clone(&state.info().tokenizer);
+        let echo = |(prompt, tokens): (&Prompt, &Vec<u32>)| match prompt {
+            Prompt::Text(text) => text.clone(),
+            _ => tokenizer.decode(tokens, false),
+        };
+        let echoes = ask
+            .echo
+            .then(|| ask.prompts.iter().zip(&prompts).map(echo).collect());
         Self {
             id: format!("{}-{nonce}", if is_chat { "chatcmpl" } else { "cmpl" }),
             created_unix_s: now_unix_s(),
             model: state.model_id().to_owned(),
             is_chat,
             include_usage: ask.include_usage,
-            n_prompt: prompt_tokens.len(),
-            prompt_token_ids: ask.return_token_ids.then_some(prompt_tokens),
+            prompts,
+            echoes,
+            n: ask.n,
+            return_token_ids: ask.return_token_ids,
+            has_logprobs: ask.logprobs.is_some(),
+            tokenizer,
         }
     }
 
+    /// Choices of all prompts.
+    pub(crate) fn n_choices(&self) -> usize {
+        self.n * self.prompts.len()
+    }
+
     /// The whole answer in one object.
-    pub(crate) fn whole(
-        &self,
-        text: &str,
-        token_ids: &[u32],
-        finish: FinishReason,
-        usage: Usage,
-    ) -> Value {
-        let content = if self.is_chat {
-            (
-                "message",
-                json!({"role": "assistant", "content": text, "refusal": null}),
-            )
-        } else {
-            ("text", json!(text))
-        };
+    pub(crate) fn whole(&self, choices: &[Choice]) -> Value {
         let object = if self.is_chat {
             "chat.completion"
         } else {
             "text_completion"
         };
-        let choice = self.choice(content, token_ids, Some(finish), true);
-        let mut whole = self.object(object, vec![choice], true);
-        whole.insert("usage".into(), self.usage(usage));
+        let objects = choices.iter().enumerate().map(|(idx, choice)| {
+            let text = match &self.echoes {
+                Some(echoes) => format!("{}{}", echoes[idx / self.n], choice.text),
+                None => choice.text.clone(),
+            };
+            let content = if self.is_chat {
+                let message = json!({"role": "assistant", "content": text, "refusal": null});
+                ("message", message)
+            } else {
+                ("text", json!(text))
+            };
+            let (logprobs, _) = self.logprobs(idx, choice);
+            self.choice(idx, content, logprobs, choice, choice.finish)
+        });
+        let mut whole = self.object(object, objects.collect(), true);
+        whole.insert("usage".into(), self.usage(choices));
         Value::Object(whole)
     }
 
-    /// The chunk that opens a chat with the role. Completions have none.
-    pub(crate) fn opening(&self) -> Option<Value> {
-        let delta = json!({"role": "assistant", "content": ""});
-        self.is_chat
-            .then(|| self.chunk(("delta", delta), &[], None, true))
+    /// The chunks that open each choice of a chat with the role. Completions have none.
+    pub(crate) fn openings(&self) -> Vec<Value> {
+        if !self.is_chat {
+            return Vec::new();
+        }
+        let opening = |idx| {
+            let delta = json!({"role": "assistant", "content": ""});
+            let choice = Choice::default();
+            let object = self.choice(idx, ("delta", delta), Value::Null, &choice, None);
+            self.chunk(object, true)
+        };
+        (0..self.n_choices()).map(opening).collect()
     }
 
-    /// A piece of text.
-    pub(crate) fn piece(&self, text: &str, token_ids: &[u32], is_first: bool) -> Value {
-        let content = if self.is_chat {
-            ("delta", json!({"content": text}))
+    /// A chunk of what has come of a choice, which is taken out; with why it ended once the text is out.
+    pub(crate) fn piece(
+        &self,
+        idx: usize,
+        choice: &mut Choice,
+        finish: Option<FinishReason>,
+    ) -> Value {
+        let (logprobs, offset) = if choice.logprobs.is_empty() {
+            (Value::Null, choice.offset)
         } else {
-            ("text", json!(text))
+            self.logprobs(idx, choice)
         };
-        self.chunk(content, token_ids, None, is_first && !self.is_chat)
-    }
-
-    /// The chunk that says why it ended.
-    pub(crate) fn ending(&self, token_ids: &[u32], finish: FinishReason, is_first: bool) -> Value {
-        let content = if self.is_chat {
-            ("delta", json!({}))
-        } else {
-            ("text", json!(""))
+        let content = match (self.is_chat, finish) {
+            (true, Some(_)) => ("delta", json!({})),
+            (true, None) => ("delta", json!({"content": choice.text})),
+            (false, _) => ("text", json!(choice.text)),
         };
-        self.chunk(content, token_ids, Some(finish), is_first && !self.is_chat)
+        let object = self.choice(idx, content, logprobs, choice, finish);
+        let is_first = !choice.has_begun && !self.is_chat;
+        (choice.has_begun, choice.offset) = (true, offset);
+        choice.text.clear();
+        choice.token_ids.clear();
+        choice.logprobs.clear();
+        self.chunk(object, is_first)
     }
 
     /// The last chunk of `stream_options.include_usage`: no choice, only the counts.
-    pub(crate) fn usage_chunk(&self, usage: Usage) -> Value {
+    pub(crate) fn usage_chunk(&self, choices: &[Choice]) -> Value {
         let mut chunk = self.object(self.chunk_object(), Vec::new(), false);
-        chunk.insert("usage".into(), self.usage(usage));
+        chunk.insert("usage".into(), self.usage(choices));
         Value::Object(chunk)
     }
 
-    fn chunk(
-        &self,
-        content: (&str, Value),
-        token_ids: &[u32],
-        finish: Option<FinishReason>,
-        is_first: bool,
-    ) -> Value {
-        let choice = self.choice(content, token_ids, finish, is_first);
+    fn chunk(&self, choice: Value, is_first: bool) -> Value {
         let mut chunk = self.object(self.chunk_object(), vec![choice], is_first);
         if self.include_usage {
             chunk.insert("usage".into(), Value::Null);
@@ -135,39 +162,63 @@ impl Reply {
         map.insert("model".into(), json!(self.model));
         map.insert("system_fingerprint".into(), json!(FINGERPRINT));
         map.insert("choices".into(), Value::Array(choices));
-        if let (Some(ids), true, true) = (&self.prompt_token_ids, self.is_chat, is_first) {
-            map.insert("prompt_token_ids".into(), json!(ids));
+        if self.return_token_ids && self.is_chat && is_first {
+            map.insert("prompt_token_ids".into(), json!(self.prompts[0]));
         }
         map
     }
 
     fn choice(
         &self,
+        idx: usize,
         (key, content): (&str, Value),
-        token_ids: &[u32],
+        logprobs: Value,
+        choice: &Choice,
         finish: Option<FinishReason>,
-        is_first: bool,
     ) -> Value {
         let mut map = Map::new();
-        map.insert("index".into(), json!(0));
+        map.insert("index".into(), json!(idx));
         map.insert(key.into(), content);
-        map.insert("logprobs".into(), Value::Null);
+        map.insert("logprobs".into(), logprobs);
         map.insert("finish_reason".into(), json!(finish.map(finish_name)));
-        if let Some(prompt_ids) = &self.prompt_token_ids {
-            map.insert("token_ids".into(), json!(token_ids));
-            if is_first && !self.is_chat {
-                map.insert("prompt_token_ids".into(), json!(prompt_ids));
+        if self.return_token_ids {
+            map.insert("token_ids".into(), json!(choice.token_ids));
+            if !self.is_chat && !choice.has_begun {
+                let prompt = &self.prompts[idx / self.n];
+                map.insert("prompt_token_ids".into(), json!(prompt));
             }
         }
         Value::Object(map)
     }
 
-    fn usage(&self, usage: Usage) -> Value {
+    /// `logprobs` of what is there of a choice, and the characters up to its end.
+    fn logprobs(&self, idx: usize, choice: &Choice) -> (Value, usize) {
+        if !self.has_logprobs {
+            return (Value::Null, 0);
+        }
+        if self.is_chat {
+            return (logprobs::of_chat(&self.tokenizer, &choice.logprobs), 0);
+        }
+        let tokens: Vec<TokenLogprob> = (choice.prompt_logprobs.iter())
+            .chain(&choice.logprobs)
+            .cloned()
+            .collect();
+        let prompt = &self.prompts[idx / self.n];
+        let first = &prompt[..usize::from(self.echoes.is_some())];
+        logprobs::of_completion(&self.tokenizer, first, &tokens, choice.offset)
+    }
+
+    fn usage(&self, choices: &[Choice]) -> Value {
+        let n_prompt: usize = self.prompts.iter().map(Vec::len).sum();
+        let n_completion: usize = choices.iter().map(|choice| choice.n_tokens).sum();
+        // A prompt counts once, however many answers it has.
+        let first_choices = choices.iter().step_by(self.n);
+        let n_cached: usize = first_choices.map(|choice| choice.n_cached).sum();
         json!({
-            "prompt_tokens": self.n_prompt,
-            "completion_tokens": usage.n_completion,
-            "total_tokens": self.n_prompt + usage.n_completion,
-            "prompt_tokens_details": {"cached_tokens": usage.n_cached},
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_completion,
+            "total_tokens": n_prompt + n_completion,
+            "prompt_tokens_details": {"cached_tokens": n_cached},
         })
     }
 }

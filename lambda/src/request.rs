@@ -12,6 +12,14 @@ use serde_json::Value;
 const COMPLETION_MAX_TOKENS: usize = 16;
 /// Stop texts of one request. OpenAI takes 4.
 const MAX_STOPS: usize = 16;
+/// Choices of one request, of all its prompts together.
+const MAX_CHOICES: usize = 16;
+/// Inputs of one request for embeddings.
+const MAX_INPUTS: usize = 64;
+/// Likeliest tokens at one place, as at OpenAI.
+const MAX_TOP_LOGPROBS: usize = 20;
+/// Tokens that one request may bias, as at OpenAI.
+const MAX_BIASES: usize = 1024;
 /// Bytes of one stop text: each token's text is searched for each of them.
 const MAX_STOP_BYTES: usize = 1000;
 
@@ -36,13 +44,19 @@ impl Prompt {
 /// A checked request for an answer.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Ask {
-    pub(crate) prompt: Prompt,
+    pub(crate) prompts: Vec<Prompt>,
+    /// Choices for each prompt.
+    pub(crate) n: usize,
     pub(crate) params: GenerateParams,
     pub(crate) stream: bool,
     /// `stream_options.include_usage`.
     pub(crate) include_usage: bool,
     /// vLLM's extension: token ids beside the text.
     pub(crate) return_token_ids: bool,
+    /// Log-probabilities of the tokens, and of so many of the likeliest at their places.
+    pub(crate) logprobs: Option<usize>,
+    /// The prompt before the answer.
+    pub(crate) echo: bool,
 }
 
 impl Ask {
@@ -57,9 +71,26 @@ impl Ask {
         let prompt = fields
             .take("prompt")
             .ok_or_else(|| ApiError::invalid("prompt", "`prompt` is missing"))?;
-        let mut ask = Self::new(&fields, completion_prompt(prompt)?)?;
+        let echo = fields.bool("echo")?.unwrap_or(false);
+        let least_tokens = usize::from(!echo);
+        let prompts = completion_prompts(prompt, MAX_CHOICES)?;
+        let mut ask = Self::new(&fields, prompts, least_tokens)?;
         ask.params.max_tokens.get_or_insert(COMPLETION_MAX_TOKENS);
-        Ok(ask)
+        ask.logprobs = fields.count_in("logprobs", 0..=MAX_TOP_LOGPROBS)?;
+        ask.echo = echo;
+        if echo && ask.stream {
+            return Err(ApiError::unsupported(
+                "echo",
+                "`echo` does not go with `stream: true` here",
+            ));
+        }
+        match fields.count("best_of", 1)? {
+            Some(best_of) if best_of != ask.n => Err(ApiError::unsupported(
+                "best_of",
+                "this server returns all that it generates: `best_of` must be `n`",
+            )),
+            _ => Ok(ask),
+        }
     }
 
     /// Reads the body of `/v1/chat/completions`.
@@ -73,21 +104,53 @@ impl Ask {
         let messages = fields
             .take("messages")
             .ok_or_else(|| ApiError::invalid("messages", "`messages` is missing"))?;
-        Self::new(&fields, Prompt::Chat(chat_messages(messages)?))
+        let prompts = vec![Prompt::Chat(chat_messages(messages)?)];
+        let mut ask = Self::new(&fields, prompts, 1)?;
+        let n_top = fields.count_in("top_logprobs", 0..=MAX_TOP_LOGPROBS)?;
+        ask.logprobs = match (fields.bool("logprobs")?.unwrap_or(false), n_top) {
+            (true, n_top) => Some(n_top.unwrap_or(0)),
+            (false, None | Some(0)) => None,
+            (false, Some(_)) => {
+                return Err(ApiError::invalid(
+                    "top_logprobs",
+                    "`top_logprobs` needs `logprobs: true`",
+                ));
+            }
+        };
+        Ok(ask)
     }
 
-    fn new(fields: &Fields, prompt: Prompt) -> Result<Self, ApiError> {
-        for (param, harmless) in COMMON {
-            refuse(fields, param, *harmless)?;
-        }
+    fn new(fields: &Fields, prompts: Vec<Prompt>, least_tokens: usize) -> Result<Self, ApiError> {
         let stream = fields.bool("stream")?.unwrap_or(false);
+        let n = fields.count_in("n", 1..=MAX_CHOICES)?.unwrap_or(1);
+        if n * prompts.len() > MAX_CHOICES {
+            return Err(ApiError::invalid(
+                "n",
+                format!("`n` times the number of prompts must be at most {MAX_CHOICES}"),
+            ));
+        }
         Ok(Self {
-            prompt,
-            params: generate_params(fields)?,
+            prompts,
+            n,
+            params: generate_params(fields, least_tokens)?,
             stream,
             include_usage: include_usage(fields, stream)?,
             return_token_ids: fields.bool("return_token_ids")?.unwrap_or(false),
+            logprobs: None,
+            echo: false,
         })
+    }
+
+    /// The parameters of one choice: each draws with a seed of its own.
+    pub(crate) fn params_of(&self, choice: usize) -> GenerateParams {
+        let mut params = self.params.clone();
+        params.sampler.seed = params.sampler.seed.wrapping_add((choice % self.n) as u64);
+        params
+    }
+
+    /// Whether it is a conversation.
+    pub(crate) fn is_chat(&self) -> bool {
+        matches!(self.prompts[..], [Prompt::Chat(_)])
     }
 }
 
@@ -110,23 +173,9 @@ pub(crate) fn tokenize_prompt(fields: &mut Fields) -> Result<Prompt, ApiError> {
 /// A parameter that we do not act on, and whether a value of it asks for nothing.
 type Unsupported = (&'static str, fn(&Value) -> bool);
 
-const COMMON: &[Unsupported] = &[
-    ("n", is_one),
-    ("frequency_penalty", is_zero),
-    ("presence_penalty", is_zero),
-    ("logit_bias", is_empty),
-];
-
-const COMPLETION_ONLY: &[Unsupported] = &[
-    ("best_of", is_one),
-    ("echo", is_false),
-    ("logprobs", never),
-    ("suffix", is_empty),
-];
+const COMPLETION_ONLY: &[Unsupported] = &[("suffix", is_empty)];
 
 const CHAT_ONLY: &[Unsupported] = &[
-    ("logprobs", is_false),
-    ("top_logprobs", is_zero),
     ("tools", is_empty),
     ("functions", is_empty),
     ("tool_choice", |v| {
@@ -140,18 +189,6 @@ const CHAT_ONLY: &[Unsupported] = &[
     ("audio", never),
     ("web_search_options", never),
 ];
-
-fn is_one(value: &Value) -> bool {
-    value.as_f64() == Some(1.0)
-}
-
-fn is_zero(value: &Value) -> bool {
-    value.as_f64() == Some(0.0)
-}
-
-fn is_false(value: &Value) -> bool {
-    *value == Value::Bool(false)
-}
 
 fn is_empty(value: &Value) -> bool {
     match value {
@@ -184,7 +221,7 @@ fn refuse(
 
 /// How to generate. Nothing given is greedy, as in the terminal and in the browser; OpenAI's default is
 /// `temperature` 1. Without a seed, sampling differs from request to request.
-fn generate_params(fields: &Fields) -> Result<GenerateParams, ApiError> {
+fn generate_params(fields: &Fields, least_tokens: usize) -> Result<GenerateParams, ApiError> {
     let default = SamplerParams::default();
     let temperature = fields.number_in("temperature", 0.0..=2.0)?;
     let seed = fields.seed("seed")?;
@@ -201,19 +238,50 @@ fn generate_params(fields: &Fields) -> Result<GenerateParams, ApiError> {
         repetition_penalty: fields
             .number("repetition_penalty")?
             .unwrap_or(default.repetition_penalty),
+        presence_penalty: penalty(fields, "presence_penalty")?,
+        frequency_penalty: penalty(fields, "frequency_penalty")?,
+        logit_bias: logit_bias(fields)?,
         seed: match seed {
             Some(seed) => seed,
             None => random_u64()?,
         },
         ..default
     };
-    let max_tokens = fields.count("max_tokens", 1)?;
+    let max_tokens = fields.count("max_tokens", least_tokens)?;
     Ok(GenerateParams {
-        max_tokens: fields.count("max_completion_tokens", 1)?.or(max_tokens),
+        max_tokens: fields
+            .count("max_completion_tokens", least_tokens)?
+            .or(max_tokens),
         sampler,
         stop: stop_texts(fields)?,
         ignore_end: fields.bool("ignore_eos")?.unwrap_or(false),
     })
+}
+
+fn penalty(fields: &Fields, name: &'static str) -> Result<f32, ApiError> {
+    Ok(fields.number_in(name, -2.0..=2.0)?.unwrap_or(0.0))
+}
+
+/// `{"token id": bias}`; ids are checked against the vocabulary later.
+fn logit_bias(fields: &Fields) -> Result<Vec<(u32, f32)>, ApiError> {
+    let expected = "an object from token ids to numbers from -100 to 100";
+    let map = match fields.get("logit_bias") {
+        None => return Ok(Vec::new()),
+        Some(Value::Object(map)) if map.len() <= MAX_BIASES => map,
+        Some(Value::Object(_)) => {
+            let most = format!("an object of at most {MAX_BIASES} token ids");
+            return Err(wrong_type("logit_bias", &most));
+        }
+        Some(_) => return Err(wrong_type("logit_bias", expected)),
+    };
+    let bias = |(id, bias): (&String, &Value)| {
+        let bias = bias
+            .as_f64()
+            .filter(|bias| (-100.0..=100.0).contains(bias))?;
+        Some((id.parse().ok()?, bias as f32))
+    };
+    let biases: Option<Vec<_>> = map.iter().map(bias).collect();
+    biases.ok_or_else(|| wrong_type("logit_bias", expected))
 }
 
 /// `top_k`; -1 is all, as vLLM has it.
@@ -274,35 +342,58 @@ fn include_usage(fields: &Fields, stream: bool) -> Result<bool, ApiError> {
     }
 }
 
-/// A text, a list of one text, token ids, or a list of one list of token ids.
-fn completion_prompt(value: Value) -> Result<Prompt, ApiError> {
-    let expected = "a string or a list of token ids";
-    match value {
+/// A text, token ids, or a list of texts and lists of token ids.
+fn completion_prompts(value: Value, most: usize) -> Result<Vec<Prompt>, ApiError> {
+    let expected = "a string, a list of token ids, or a list of such";
+    let one = |value: Value| match value {
         Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(items) if items.is_empty() => Err(wrong_type("prompt", expected)),
-        Value::Array(items) if items.iter().all(Value::is_number) => {
-            token_ids("prompt", &items).map(Prompt::Tokens)
-        }
-        Value::Array(mut items) => match (items.pop(), items.is_empty()) {
-            (Some(one @ (Value::String(_) | Value::Array(_))), true) => {
-                if let Value::Array(inner) = &one
-                    && !inner.iter().all(Value::is_number)
-                {
-                    return Err(wrong_type("prompt", expected));
-                }
-                completion_prompt(one)
-            }
-            (Some(Value::String(_) | Value::Array(_)), false)
-                if items.iter().all(|item| item.is_string() || item.is_array()) =>
-            {
-                Err(ApiError::unsupported(
-                    "prompt",
-                    "this server takes one prompt a request",
-                ))
-            }
-            _ => Err(wrong_type("prompt", expected)),
-        },
+        Value::Array(ids) if !ids.is_empty() => token_ids("prompt", &ids).map(Prompt::Tokens),
         _ => Err(wrong_type("prompt", expected)),
+    };
+    match value {
+        Value::Array(items) if items.is_empty() => Err(wrong_type("prompt", expected)),
+        Value::Array(items) if !items.iter().all(Value::is_number) => {
+            if items.len() > most {
+                let most = format!("a list of at most {most}");
+                return Err(wrong_type("prompt", &most));
+            }
+            items.into_iter().map(one).collect()
+        }
+        value => Ok(vec![one(value)?]),
+    }
+}
+
+/// What `/v1/embeddings` is asked for.
+#[derive(Debug)]
+pub(crate) struct EmbedAsk {
+    pub(crate) inputs: Vec<Prompt>,
+    /// Base64 of little-endian f32 instead of a list of numbers; the official Python client asks for it.
+    pub(crate) base64: bool,
+    pub(crate) dimensions: Option<usize>,
+}
+
+impl EmbedAsk {
+    /// Reads the body of `/v1/embeddings`.
+    ///
+    /// # Errors
+    /// With the parameter that is missing or wrong.
+    pub(crate) fn new(mut fields: Fields) -> Result<Self, ApiError> {
+        let input = fields
+            .take("input")
+            .ok_or_else(|| ApiError::invalid("input", "`input` is missing"))?;
+        let inputs = completion_prompts(input, MAX_INPUTS).map_err(ApiError::in_input)?;
+        let base64 = match fields.str("encoding_format")? {
+            None | Some("float") => false,
+            Some("base64") => true,
+            Some(_) => {
+                return Err(wrong_type("encoding_format", "`float` or `base64`"));
+            }
+        };
+        Ok(Self {
+            inputs,
+            base64,
+            dimensions: fields.count("dimensions", 1)?,
+        })
     }
 }
 

@@ -1,11 +1,13 @@
 //! The routes and their handlers.
 
 use crate::{
+    embeddings,
     error::{ApiError, json_response},
     fields::{Fields, wrong_type},
     middleware::{self, RequestId},
+    observed,
     reply::Reply,
-    request::{Ask, token_ids, tokenize_prompt},
+    request::{Ask, EmbedAsk, token_ids, tokenize_prompt},
     state::{ApiState, off_thread},
     stream,
 };
@@ -23,12 +25,13 @@ use axum::{
 use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 
-/// The API as a tower service. Routes and a fallback of one's own may be added to it: everything outside `/v1` and
-/// `/healthz` is free.
+/// The API as a tower service. Routes and a fallback of one's own may be added to it: everything outside `/v1`,
+/// `/healthz` and `/readyz` is free.
 pub fn router(state: ApiState) -> Router {
     let v1 = Router::new()
         .route("/completions", post(completions))
         .route("/chat/completions", post(chat_completions))
+        .route("/embeddings", post(embed))
         .route("/models", get(models))
         .route("/models/{*id}", get(model))
         .route("/tokenize", post(tokenize))
@@ -36,10 +39,12 @@ pub fn router(state: ApiState) -> Router {
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(DefaultBodyLimit::max(state.options().max_body_bytes))
-        .layer(from_fn_with_state(state.clone(), middleware::authorize));
+        .layer(from_fn_with_state(state.clone(), middleware::authorize))
+        .layer(from_fn_with_state(state.clone(), observed::refused));
     let router = Router::new()
         .nest("/v1", v1)
         .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
         .fallback(unknown_route)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(CatchPanicLayer::custom(middleware::panicked))
@@ -75,12 +80,21 @@ async fn answer(
     ask: Ask,
 ) -> Result<Response, ApiError> {
     let running = state.start(&ask, request_id).await?;
-    let reply = Reply::new(&state, &ask, running.prompt_tokens, &middleware::nonce()?);
+    let reply = Reply::new(&state, &ask, running.prompts, &middleware::nonce()?);
     if ask.stream {
         Ok(stream::chunks(reply, running.events))
     } else {
         stream::whole(&reply, running.events).await
     }
+}
+
+async fn embed(
+    State(state): State<ApiState>,
+    Extension(RequestId(request_id)): Extension<RequestId>,
+    JsonBody(fields): JsonBody,
+) -> Result<Response, ApiError> {
+    check_model(&state, &fields)?;
+    embeddings::answer(&state, request_id, EmbedAsk::new(fields)?).await
 }
 
 async fn models(State(state): State<ApiState>) -> Response {
@@ -145,6 +159,13 @@ async fn healthz(State(state): State<ApiState>) -> Response {
         "waiting": stats.waiting,
     });
     json_response(StatusCode::OK, &body)
+}
+
+async fn readyz(State(state): State<ApiState>) -> Result<Response, ApiError> {
+    if !state.is_ready() {
+        return Err(ApiError::not_ready());
+    }
+    Ok(json_response(StatusCode::OK, &json!({"status": "ready"})))
 }
 
 async fn unknown_route(method: Method, OriginalUri(uri): OriginalUri) -> ApiError {

@@ -1,21 +1,25 @@
 //! What all requests share: the model's header, the worker that owns the engine, and what the operator decided.
 
 use crate::{
+    batch::{Forward, Limits},
     error::ApiError,
+    job::{Answer, Event, Work},
+    metrics::Stats,
+    observed::{Observer, Records},
     request::{Ask, Prompt},
-    runner::CpuRunner,
-    worker::{Event, QueueFull, Runner, Stats, Worker},
+    worker::Worker,
 };
 use fledgling_core::{
     cpu::{CpuEngine, EngineError},
     generate::{GenerateParams, Generation},
     model::ModelInfo,
+    speculate::PromptLookup,
 };
 use sha2::{Digest, Sha256};
 use std::{
     io,
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 use subtle::ConstantTimeEq;
 use tokio::sync::mpsc::UnboundedReceiver;
@@ -31,8 +35,17 @@ pub struct ApiOptions {
     pub created_unix_s: Option<u64>,
     /// Positions of the context; `None` is what the model was made for.
     pub n_ctx: Option<usize>,
-    /// Requests that may wait behind the one that runs; more are refused with 429.
+    /// Generations that share the engine, at least 1.
+    pub max_running: usize,
+    /// Generations that may wait behind those that run; requests beyond are refused with 429.
     pub max_queue: usize,
+    /// Bytes of keys and values in memory: of what runs, and of what was said before and may come again. One generation of the whole
+    /// context fits in any case.
+    pub kv_bytes: usize,
+    /// Tokens that prompt look-up drafts at most; 0 drafts none, and `None` as many as are cheap to check. The text is the same.
+    pub speculate: Option<usize>,
+    /// An answer that is not whole after this time ends with what it has, as by `max_tokens`.
+    pub timeout: Option<Duration>,
     /// Tokens of one answer at most, whatever the request asks for; `None` is as many as the context holds.
     pub max_tokens: Option<usize>,
     /// Bytes of one request's body at most.
@@ -41,6 +54,8 @@ pub struct ApiOptions {
     pub api_keys: Vec<String>,
     /// Web origins whose pages may call the API (CORS): `https://example.org`, or `*` for all; none for only its own.
     pub allow_origins: Vec<String>,
+    /// Where a record of each request goes; it has no text.
+    pub records: Records,
 }
 
 impl Default for ApiOptions {
@@ -50,11 +65,16 @@ impl Default for ApiOptions {
             aliases: Vec::new(),
             created_unix_s: None,
             n_ctx: None,
-            max_queue: 8,
+            max_running: 16,
+            max_queue: 64,
+            kv_bytes: 512 << 20,
+            speculate: None,
+            timeout: None,
             max_tokens: None,
             max_body_bytes: 1 << 20,
             api_keys: Vec::new(),
             allow_origins: Vec::new(),
+            records: Records::default(),
         }
     }
 }
@@ -94,21 +114,24 @@ struct Inner {
     id: String,
     created_unix_s: u64,
     n_ctx: usize,
+    max_draft: usize,
     options: ApiOptions,
     /// SHA-256 of each key, so that comparing takes the same time for any length.
     keys: Vec<[u8; 32]>,
     worker: Worker,
+    observer: Observer,
 }
 
 /// An answer on its way.
 #[derive(Debug)]
 pub(crate) struct Running {
-    pub(crate) prompt_tokens: Vec<u32>,
+    /// Of each prompt.
+    pub(crate) prompts: Vec<Vec<u32>>,
     pub(crate) events: UnboundedReceiver<Event>,
 }
 
 impl ApiState {
-    /// Puts a loaded model to work: allocates its context and starts the generation thread.
+    /// Puts a loaded model to work: starts the generation thread.
     ///
     /// # Errors
     /// When the context cannot be had or an option makes no sense.
@@ -121,13 +144,14 @@ impl ApiState {
         if n_ctx < 2 {
             return Err(StateError::ContextTooSmall(n_ctx));
         }
-        let runner = CpuRunner::new(engine, n_ctx)?;
-        Self::with_runner(info, runner, n_ctx, options)
+        // A context too large fails now and not at the first request.
+        engine.growing_session(n_ctx)?;
+        Self::with_forward(info, engine, n_ctx, options)
     }
 
-    pub(crate) fn with_runner(
+    pub(crate) fn with_forward(
         info: ModelInfo,
-        runner: impl Runner,
+        forward: impl Forward,
         n_ctx: usize,
         options: ApiOptions,
     ) -> Result<Self, StateError> {
@@ -141,14 +165,26 @@ impl ApiState {
         {
             return Err(StateError::BadOrigin(origin.clone()));
         }
+        let limits = Limits {
+            n_ctx,
+            max_running: options.max_running.max(1),
+            kv_bytes: options.kv_bytes,
+        };
+        let cheap = forward.engine().cheap_rows() - 1;
+        let max_draft = options.speculate.unwrap_or(cheap);
+        let worker = Worker::spawn(forward, limits, options.max_queue, options.timeout)?;
         let id = options.model_id.clone().unwrap_or_else(|| slug(&info.name));
+        let tokenizer = Arc::clone(&info.tokenizer);
+        let observer = Observer::new(options.records.clone(), id.clone(), tokenizer);
         Ok(Self {
             inner: Arc::new(Inner {
                 id,
                 created_unix_s: options.created_unix_s.unwrap_or_else(now_unix_s),
                 n_ctx,
+                max_draft,
                 keys: options.api_keys.iter().map(|key| sha256(key)).collect(),
-                worker: Worker::spawn(runner, options.max_queue)?,
+                worker,
+                observer,
                 info,
                 options,
             }),
@@ -175,8 +211,22 @@ impl ApiState {
         self.inner.worker.stats()
     }
 
+    /// Counters, gauges and histograms in Prometheus' text format.
+    pub fn prometheus(&self) -> String {
+        self.inner.worker.prometheus()
+    }
+
+    /// Whether another request would be taken now.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.inner.worker.is_ready()
+    }
+
     pub(crate) fn created_unix_s(&self) -> u64 {
         self.inner.created_unix_s
+    }
+
+    pub(crate) fn observer(&self) -> &Observer {
+        &self.inner.observer
     }
 
     pub(crate) fn options(&self) -> &ApiOptions {
@@ -205,24 +255,27 @@ impl ApiState {
         any.is_some_and(bool::from)
     }
 
-    /// Encodes the prompt off the async threads, checks it against the context, and queues the generation.
+    /// Encodes the prompts off the async threads, checks them against the context, and queues the generations.
     pub(crate) async fn start(&self, ask: &Ask, request_id: String) -> Result<Running, ApiError> {
-        self.inner.worker.check_room().map_err(queue_full)?;
-        let (state, prompt, mut params) = (self.clone(), ask.prompt.clone(), ask.params.clone());
-        if let Some(limit) = self.inner.options.max_tokens {
-            params.max_tokens = Some(params.max_tokens.map_or(limit, |asked| asked.min(limit)));
-        }
-        let generation = off_thread(move || state.generation(&prompt, &params)).await?;
-        let prompt_tokens = generation.prompt().to_vec();
-        let events = self
+        let worker = &self.inner.worker;
+        worker.check_room().map_err(ApiError::queue_full)?;
+        let (state, ask) = (self.clone(), ask.clone());
+        let (prompts, works) = off_thread(move || state.answers(&ask)).await?;
+        let events = self.submit(works, request_id)?;
+        Ok(Running { prompts, events })
+    }
+
+    /// Queues the jobs of a request.
+    pub(crate) fn submit(
+        &self,
+        works: Vec<Work>,
+        request_id: String,
+    ) -> Result<UnboundedReceiver<Event>, ApiError> {
+        let submitted = self
             .inner
             .worker
-            .submit(generation, request_id)
-            .map_err(queue_full)?;
-        Ok(Running {
-            prompt_tokens,
-            events,
-        })
+            .submit(works, request_id, self.inner.observer.clone());
+        submitted.map_err(ApiError::queue_full)
     }
 
     /// Encodes a prompt off the async threads; without `add_special`, a text gets no BOS before it.
@@ -241,11 +294,49 @@ impl ApiState {
         .await
     }
 
-    fn generation(&self, prompt: &Prompt, params: &GenerateParams) -> Result<Generation, ApiError> {
-        let tokens = self.encode_now(prompt)?;
+    /// The prompts' tokens, and `n` generations of each.
+    fn answers(&self, ask: &Ask) -> Result<(Vec<Vec<u32>>, Vec<Work>), ApiError> {
+        let biased: Vec<u32> = ask
+            .params
+            .sampler
+            .logit_bias
+            .iter()
+            .map(|(id, _)| *id)
+            .collect();
+        self.check_vocabulary("logit_bias", &biased)?;
+        let mut prompts = Vec::with_capacity(ask.prompts.len());
+        let mut works = Vec::with_capacity(ask.n * ask.prompts.len());
+        for prompt in &ask.prompts {
+            let tokens = self.encode_now(prompt)?;
+            for choice in 0..ask.n {
+                let mut params = ask.params_of(choice);
+                if let Some(limit) = self.inner.options.max_tokens {
+                    let asked = params.max_tokens.unwrap_or(limit);
+                    params.max_tokens = Some(asked.min(limit));
+                }
+                let generation = self.generation(&tokens, &params, prompt.param())?;
+                works.push(Work::Answer(Box::new(Answer {
+                    generation,
+                    lookup: PromptLookup::new(self.inner.max_draft),
+                    logprobs: ask.logprobs,
+                    scores_prompt: ask.echo && ask.logprobs.is_some(),
+                    prompt_logprobs: Vec::new(),
+                })));
+            }
+            prompts.push(tokens);
+        }
+        Ok((prompts, works))
+    }
+
+    fn generation(
+        &self,
+        tokens: &[u32],
+        params: &GenerateParams,
+        param: &'static str,
+    ) -> Result<Generation, ApiError> {
         let tokenizer = Arc::clone(&self.inner.info.tokenizer);
-        Generation::new(tokenizer, &tokens, self.inner.n_ctx, params)
-            .map_err(|error| ApiError::from_generate(&error, prompt.param()))
+        Generation::new(tokenizer, tokens, self.inner.n_ctx, params)
+            .map_err(|error| ApiError::from_generate(&error, param))
     }
 
     fn encode_now(&self, prompt: &Prompt) -> Result<Vec<u32>, ApiError> {
@@ -277,10 +368,6 @@ impl ApiState {
     }
 }
 
-fn queue_full(full: QueueFull) -> ApiError {
-    ApiError::queue_full(full.n_waiting)
-}
-
 /// Runs `work` where it holds up no other request; a panic in it is an internal error.
 pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
@@ -295,8 +382,13 @@ pub(crate) async fn off_thread<T: Send + 'static>(
 
 /// Now, in Unix seconds.
 pub(crate) fn now_unix_s() -> u64 {
+    now_unix_ms() / 1000
+}
+
+/// Now, in milliseconds since 1970.
+pub(crate) fn now_unix_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |duration| duration.as_secs())
+    since.map_or(0, |duration| duration.as_millis() as u64)
 }
 
 fn sha256(text: &str) -> [u8; 32] {

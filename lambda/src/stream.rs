@@ -2,8 +2,9 @@
 
 use crate::{
     error::{ApiError, json_response},
-    reply::{Reply, Usage},
-    worker::Event,
+    job::Event,
+    logprobs::TokenLogprob,
+    reply::Reply,
 };
 use axum::{
     http::{HeaderName, HeaderValue, StatusCode},
@@ -12,13 +13,90 @@ use axum::{
         sse::{self, KeepAlive, Sse},
     },
 };
-use fledgling_core::generate::{FinishReason, Step};
+use fledgling_core::generate::FinishReason;
 use futures_util::stream::unfold;
 use serde_json::Value;
 use std::{collections::VecDeque, convert::Infallible};
 use tokio::sync::mpsc::UnboundedReceiver;
 
-/// Waits for the end of a generation and answers in one object.
+/// What has come of a choice and was not sent yet, and what it took.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Choice {
+    pub(crate) text: String,
+    /// Of tokens whose text is still uncertain too: they go out with the next text.
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) logprobs: Vec<TokenLogprob>,
+    pub(crate) prompt_logprobs: Vec<TokenLogprob>,
+    pub(crate) finish: Option<FinishReason>,
+    /// Something was sent.
+    pub(crate) has_begun: bool,
+    /// Characters of the tokens that were sent.
+    pub(crate) offset: usize,
+    pub(crate) n_cached: usize,
+    /// Tokens of the answer.
+    pub(crate) n_tokens: usize,
+}
+
+/// The choices of a request.
+#[derive(Debug)]
+struct Progress {
+    choices: Vec<Choice>,
+}
+
+impl Progress {
+    fn new(n_choices: usize) -> Self {
+        Self {
+            choices: vec![Choice::default(); n_choices],
+        }
+    }
+
+    /// Takes an event in; the number of its choice.
+    fn take(&mut self, event: Option<Event>) -> Result<usize, ApiError> {
+        match event {
+            Some(Event::Prefilled { choice, n_cached }) => {
+                self.choices[choice].n_cached = n_cached;
+                Ok(choice)
+            }
+            Some(Event::Prompt { choice, logprobs }) => {
+                self.choices[choice].prompt_logprobs = logprobs;
+                Ok(choice)
+            }
+            Some(Event::Step {
+                choice,
+                step,
+                n_tokens,
+                logprob,
+            }) => {
+                let state = &mut self.choices[choice];
+                state.text.push_str(&step.text);
+                // An end token is not part of the answer.
+                if n_tokens > state.n_tokens {
+                    state.token_ids.push(step.token);
+                    state.logprobs.extend(logprob);
+                }
+                (state.n_tokens, state.finish) = (n_tokens, step.finish);
+                Ok(choice)
+            }
+            Some(Event::End {
+                choice,
+                text,
+                finish,
+            }) => {
+                let state = &mut self.choices[choice];
+                state.text.push_str(&text);
+                state.finish = Some(finish);
+                Ok(choice)
+            }
+            Some(Event::Embedding { .. } | Event::Failed) | None => Err(ApiError::internal()),
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        self.choices.iter().all(|choice| choice.finish.is_some())
+    }
+}
+
+/// Waits for the end of all choices and answers in one object.
 ///
 /// # Errors
 /// When the generation failed.
@@ -26,35 +104,21 @@ pub(crate) async fn whole(
     reply: &Reply,
     mut events: UnboundedReceiver<Event>,
 ) -> Result<Response, ApiError> {
-    let mut progress = Progress::default();
-    let mut text = String::new();
-    let mut token_ids = Vec::new();
-    loop {
-        let Some(piece) = progress.take(events.recv().await)? else {
-            continue;
-        };
-        text.push_str(&piece.text);
-        token_ids.extend(piece.token_id);
-        if let Some(finish) = piece.finish {
-            let body = reply.whole(&text, &token_ids, finish, progress.usage);
-            return Ok(json_response(StatusCode::OK, &body));
-        }
+    let mut progress = Progress::new(reply.n_choices());
+    while !progress.is_over() {
+        progress.take(events.recv().await)?;
     }
+    let body = reply.whole(&progress.choices);
+    Ok(json_response(StatusCode::OK, &body))
 }
 
 /// Answers at once and sends each piece of text as it comes. Dropping the response cancels the generation.
 pub(crate) fn chunks(reply: Reply, events: UnboundedReceiver<Event>) -> Response {
     let chunks = Chunks {
-        ready: reply
-            .opening()
-            .into_iter()
-            .map(|chunk| data(&chunk))
-            .collect(),
+        ready: reply.openings().iter().map(data).collect(),
+        progress: Progress::new(reply.n_choices()),
         reply,
         events,
-        progress: Progress::default(),
-        held_ids: Vec::new(),
-        is_first: true,
         is_over: false,
     };
     let stream = unfold(chunks, async |mut chunks| {
@@ -72,56 +136,11 @@ pub(crate) fn chunks(reply: Reply, events: UnboundedReceiver<Event>) -> Response
     response
 }
 
-/// What one step brings to the client.
-#[derive(Debug)]
-struct Piece {
-    text: String,
-    /// None for an end token, which is not part of the answer.
-    token_id: Option<u32>,
-    finish: Option<FinishReason>,
-}
-
-/// Counts that build up over the events.
-#[derive(Debug, Default)]
-struct Progress {
-    usage: Usage,
-}
-
-impl Progress {
-    /// Takes an event in; `None` when it brings nothing to the client.
-    fn take(&mut self, event: Option<Event>) -> Result<Option<Piece>, ApiError> {
-        match event {
-            Some(Event::Prefilled { n_cached }) => {
-                self.usage.n_cached = n_cached;
-                Ok(None)
-            }
-            Some(Event::Step { step, n_tokens }) => {
-                let Step {
-                    token,
-                    text,
-                    finish,
-                } = step;
-                let token_id = (n_tokens > self.usage.n_completion).then_some(token);
-                self.usage.n_completion = n_tokens;
-                Ok(Some(Piece {
-                    text,
-                    token_id,
-                    finish,
-                }))
-            }
-            Some(Event::Failed) | None => Err(ApiError::internal()),
-        }
-    }
-}
-
 struct Chunks {
     reply: Reply,
     events: UnboundedReceiver<Event>,
     progress: Progress,
     ready: VecDeque<sse::Event>,
-    /// Ids of tokens whose text is still uncertain; they go out with the next text.
-    held_ids: Vec<u32>,
-    is_first: bool,
     is_over: bool,
 }
 
@@ -136,8 +155,7 @@ impl Chunks {
             }
             let event = self.events.recv().await;
             match self.progress.take(event) {
-                Ok(Some(piece)) => self.piece(&piece),
-                Ok(None) => {}
+                Ok(idx) => self.send(idx),
                 Err(error) => {
                     // The status is out already, so the error comes as an event, as OpenAI's clients expect it.
                     self.ready.push_back(data(&error.to_json()));
@@ -147,22 +165,27 @@ impl Chunks {
         }
     }
 
-    fn piece(&mut self, piece: &Piece) {
-        self.held_ids.extend(piece.token_id);
-        if !piece.text.is_empty() {
-            let ids = std::mem::take(&mut self.held_ids);
-            let is_first = std::mem::replace(&mut self.is_first, false);
-            self.ready
-                .push_back(data(&self.reply.piece(&piece.text, &ids, is_first)));
+    /// Makes chunks of what is certain of a choice.
+    fn send(&mut self, idx: usize) {
+        let Self {
+            reply,
+            progress,
+            ready,
+            ..
+        } = self;
+        let choice = &mut progress.choices[idx];
+        let finish = choice.finish;
+        if !choice.text.is_empty() {
+            ready.push_back(data(&reply.piece(idx, choice, None)));
         }
-        if let Some(finish) = piece.finish {
-            let ending = self.reply.ending(&self.held_ids, finish, self.is_first);
-            self.ready.push_back(data(&ending));
-            if self.reply.include_usage {
-                self.ready
-                    .push_back(data(&self.reply.usage_chunk(self.progress.usage)));
+        if finish.is_some() {
+            ready.push_back(data(&reply.piece(idx, choice, finish)));
+        }
+        if finish.is_some() && progress.is_over() {
+            if reply.include_usage {
+                ready.push_back(data(&reply.usage_chunk(&progress.choices)));
             }
-            self.ready.push_back(sse::Event::default().data("[DONE]"));
+            ready.push_back(sse::Event::default().data("[DONE]"));
             self.is_over = true;
         }
     }

@@ -3,15 +3,21 @@
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 use crate::{
-    ApiOptions, ApiState, router,
-    worker::{Job, Runner},
+    ApiOptions, ApiState,
+    batch::{Forward, Reduce, Row},
+    router,
 };
 use axum::{
     body::Body,
     http::{HeaderMap, Request, StatusCode},
 };
 use fledgling_core::{
-    gguf::Gguf, model::ModelInfo, quant::DType, spec::Family, testing::tiny_model,
+    cpu::{CpuEngine, CpuOptions, EngineError, Feed},
+    gguf::Gguf,
+    model::ModelInfo,
+    quant::DType,
+    spec::Family,
+    testing::tiny_model,
     tokenizer::Tokenizer,
 };
 use http_body_util::BodyExt;
@@ -19,7 +25,11 @@ use serde_json::{Value, json};
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    sync::{Arc, Mutex, mpsc},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+        mpsc,
+    },
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -27,28 +37,80 @@ use tower::ServiceExt;
 
 const N_CTX: usize = 128;
 
-struct Scripted<F>(F);
+/// The engine, but that a script says which token follows a context, or fails.
+struct Scripted<F> {
+    engine: CpuEngine,
+    script: F,
+    /// Feeds of the fullest pass.
+    fullest: Arc<AtomicUsize>,
+}
 
-impl<F: FnMut(&mut Job) -> Result<(), String> + Send + 'static> Runner for Scripted<F> {
-    fn run(&mut self, job: &mut Job) -> Result<(), String> {
-        (self.0)(job)
+impl<F> Forward for Scripted<F>
+where
+    F: FnMut(&[u32]) -> Result<u32, EngineError> + Send + 'static,
+{
+    fn engine(&self) -> &CpuEngine {
+        &self.engine
+    }
+
+    fn forward(
+        &mut self,
+        feeds: &mut [Feed<'_>],
+        reduce: &Reduce<'_>,
+    ) -> Result<Vec<Row>, EngineError> {
+        self.fullest.fetch_max(feeds.len(), Relaxed);
+        let mut rows = Vec::new();
+        for (i, feed) in feeds.iter().enumerate() {
+            let context = [feed.session.tokens(), feed.tokens].concat();
+            let n_past = feed.session.tokens().len();
+            for t in feed.wanted_from..feed.tokens.len() {
+                let token = (self.script)(&context[..=n_past + t])?;
+                let mut logits = vec![0.0; self.engine.spec().vocab_size];
+                logits[token as usize] = 9.0;
+                rows.push(reduce(i, t, &logits));
+            }
+        }
+        self.engine.forward_batch(feeds, &|_, _, _| ())?;
+        Ok(rows)
     }
 }
 
-fn info() -> ModelInfo {
-    let file = tiny_model(Family::Llama, DType::F32, 1);
-    ModelInfo::from_header(Gguf::parse(file.into()).unwrap().header()).unwrap()
+fn load() -> (ModelInfo, CpuEngine) {
+    let gguf = Gguf::parse(tiny_model(Family::Llama, DType::F32, 1).into()).unwrap();
+    let info = ModelInfo::from_header(gguf.header()).unwrap();
+    (info, CpuEngine::new(&gguf, &CpuOptions::default()).unwrap())
 }
 
+fn info() -> ModelInfo {
+    load().0
+}
+
+fn state_with(
+    options: ApiOptions,
+    script: impl FnMut(&[u32]) -> Result<u32, EngineError> + Send + 'static,
+) -> (ApiState, Arc<AtomicUsize>) {
+    let (info, engine) = load();
+    let fullest = Arc::new(AtomicUsize::new(0));
+    let scripted = Scripted {
+        engine,
+        script,
+        fullest: Arc::clone(&fullest),
+    };
+    let state = ApiState::with_forward(info, scripted, N_CTX, options).unwrap();
+    (state, fullest)
+}
+
+/// A server of one generation at a time.
 fn state(
     max_queue: usize,
-    script: impl FnMut(&mut Job) -> Result<(), String> + Send + 'static,
+    script: impl FnMut(&[u32]) -> Result<u32, EngineError> + Send + 'static,
 ) -> ApiState {
     let options = ApiOptions {
         max_queue,
+        max_running: 1,
         ..ApiOptions::default()
     };
-    ApiState::with_runner(info(), Scripted(script), N_CTX, options).unwrap()
+    state_with(options, script).0
 }
 
 /// The ids of `text`, one for each byte.
@@ -61,16 +123,11 @@ fn byte_tokens(tokenizer: &Tokenizer, text: &str) -> Vec<u32> {
     text.bytes().map(id_of).collect()
 }
 
-/// Says `text` byte by byte, then the end token.
-fn say(job: &mut Job, tokenizer: &Tokenizer, text: &str) {
-    job.prefilled(0);
-    let end = tokenizer.eos().unwrap();
-    for token in byte_tokens(tokenizer, text).into_iter().chain([end]) {
-        let step = job.generation.accept(token);
-        if !job.step(step) {
-            return;
-        }
-    }
+/// Says `text` byte by byte behind a prompt of one token, then the end token.
+fn saying(text: &str) -> impl Fn(&[u32]) -> u32 + Send + 'static {
+    let tokenizer = info().tokenizer;
+    let (tokens, end) = (byte_tokens(&tokenizer, text), tokenizer.eos().unwrap());
+    move |context| tokens.get(context.len() - 1).copied().unwrap_or(end)
 }
 
 fn ask(body: &Value) -> Request<Body> {
@@ -107,11 +164,8 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 #[tokio::test]
 async fn a_character_is_never_split_between_chunks() {
     let text = "né 日本 😀!";
-    let tokenizer = info().tokenizer;
-    let state = state(1, move |job| {
-        say(job, &tokenizer, text);
-        Ok(())
-    });
+    let next = saying(text);
+    let state = state(1, move |context| Ok(next(context)));
     let body = json!({"prompt": "x", "max_tokens": 100, "stream": true, "return_token_ids": true});
     let (_, _, body) = send(&state, &body).await;
     let chunks: Vec<Value> = events(&body)
@@ -142,15 +196,12 @@ async fn a_character_is_never_split_between_chunks() {
 
 #[tokio::test]
 async fn a_panic_ends_one_request_and_tells_the_client_nothing() {
-    let tokenizer = info().tokenizer;
-    let mut n_jobs = 0;
-    let state = state(1, move |job| {
-        n_jobs += 1;
-        assert!(n_jobs != 1, "secret of the inside");
-        say(job, &tokenizer, "well");
-        Ok(())
+    let next = saying("well");
+    let state = state(1, move |context| {
+        assert!(context[0] != 10, "secret of the inside");
+        Ok(next(context))
     });
-    let (status, headers, body) = send(&state, &json!({"prompt": "x"})).await;
+    let (status, headers, body) = send(&state, &json!({"prompt": [10]})).await;
     assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR);
     assert!(headers.contains_key("x-request-id"));
     assert!(!body.contains("secret"), "{body}");
@@ -165,12 +216,10 @@ async fn a_panic_ends_one_request_and_tells_the_client_nothing() {
 
 #[tokio::test]
 async fn a_failure_after_the_headers_is_an_event_and_no_done() {
-    let tokenizer = info().tokenizer;
-    let state = state(1, move |job| {
-        job.prefilled(0);
-        let step = job.generation.accept(byte_tokens(&tokenizer, "a")[0]);
-        job.step(step);
-        Err("secret of the inside".to_owned())
+    let next = saying("abc");
+    let state = state(1, move |context| match context.len() {
+        1 => Ok(next(context)),
+        _ => Err(EngineError::Thread("secret of the inside".into())),
     });
     let (status, _, body) = send(&state, &json!({"prompt": "x", "stream": true})).await;
     assert_eq!(status, StatusCode::OK);
@@ -183,27 +232,40 @@ async fn a_failure_after_the_headers_is_an_event_and_no_done() {
     );
 }
 
+/// Requests whose prompts are one token each, one after the other in the queue.
+async fn queue_up(
+    state: &ApiState,
+    tokens: &[u32],
+) -> Vec<tokio::task::JoinHandle<(StatusCode, String)>> {
+    let mut requests = Vec::new();
+    for &token in tokens {
+        let (of_request, body) = (state.clone(), json!({"prompt": [token]}));
+        requests.push(tokio::spawn(async move {
+            let (status, _, body) = send(&of_request, &body).await;
+            (status, body)
+        }));
+        until("a place in the queue", || {
+            let stats = state.stats();
+            stats.running + stats.waiting == requests.len()
+        })
+        .await;
+    }
+    requests
+}
+
 #[tokio::test]
 async fn a_full_queue_is_429_and_turns_come_in_order() {
     let (release, gate) = mpsc::channel::<()>();
     let order = Arc::new(Mutex::new(Vec::new()));
-    let (tokenizer, seen) = (info().tokenizer, Arc::clone(&order));
-    let state = state(2, move |job| {
-        gate.recv().unwrap();
-        seen.lock().unwrap().push(job.generation.prompt().to_vec());
-        say(job, &tokenizer, "ok");
-        Ok(())
+    let (next, seen) = (saying("ok"), Arc::clone(&order));
+    let state = state(2, move |context| {
+        if context.len() == 1 {
+            gate.recv().unwrap();
+            seen.lock().unwrap().push(context[0]);
+        }
+        Ok(next(context))
     });
-    let mut requests = Vec::new();
-    for (idx, token) in [10, 11, 12].into_iter().enumerate() {
-        let (of_request, body) = (state.clone(), json!({"prompt": [token]}));
-        requests.push(tokio::spawn(async move { send(&of_request, &body).await }));
-        until("a place in the queue", || {
-            let stats = state.stats();
-            (stats.running, stats.waiting) == (1, idx)
-        })
-        .await;
-    }
+    let requests = queue_up(&state, &[10, 11, 12]).await;
     let (status, headers, body) = send(&state, &json!({"prompt": [13]})).await;
     assert_eq!(status, StatusCode::TOO_MANY_REQUESTS);
     assert_eq!(headers["retry-after"], "1");
@@ -211,6 +273,9 @@ async fn a_full_queue_is_429_and_turns_come_in_order() {
         serde_json::from_str::<Value>(&body).unwrap()["error"]["code"],
         "queue_full"
     );
+    let readyz = Request::get("/readyz").body(Body::empty()).unwrap();
+    let readyz = router(state.clone()).oneshot(readyz).await.unwrap();
+    assert_eq!(readyz.status(), StatusCode::SERVICE_UNAVAILABLE);
 
     for _ in 0..3 {
         release.send(()).unwrap();
@@ -218,18 +283,19 @@ async fn a_full_queue_is_429_and_turns_come_in_order() {
     for request in requests {
         assert_eq!(request.await.unwrap().0, StatusCode::OK);
     }
-    assert_eq!(*order.lock().unwrap(), [[10], [11], [12]]);
+    assert_eq!(*order.lock().unwrap(), [10, 11, 12]);
     assert_eq!(state.stats().rejected, 1);
 }
 
 #[tokio::test]
 async fn a_waiting_client_that_leaves_gives_its_place_back() {
     let (release, gate) = mpsc::channel::<()>();
-    let tokenizer = info().tokenizer;
-    let state = state(1, move |job| {
-        gate.recv().unwrap();
-        say(job, &tokenizer, "ok");
-        Ok(())
+    let next = saying("ok");
+    let state = state(1, move |context| {
+        if context.len() == 1 {
+            gate.recv().unwrap();
+        }
+        Ok(next(context))
     });
     let request = |token: u32| {
         let (state, body) = (state.clone(), json!({"prompt": [token]}));
@@ -251,19 +317,91 @@ async fn a_waiting_client_that_leaves_gives_its_place_back() {
     assert_eq!(state.stats().cancelled, 1);
 }
 
+/// Those that share a pass with one that panics or fails in its middle hear nothing of it.
+#[tokio::test]
+async fn a_fault_in_a_shared_pass_is_its_own_alone() {
+    let (release, gate) = mpsc::channel::<()>();
+    let mut is_held = true;
+    let next = saying("all is well");
+    let (state, fullest) = state_with(ApiOptions::default(), move |context| {
+        if std::mem::replace(&mut is_held, false) {
+            gate.recv().unwrap();
+        }
+        assert!(context[0] != 11 || context.len() < 3, "secret");
+        if context[0] == 12 && context.len() == 4 {
+            return Err(EngineError::NoThreads);
+        }
+        Ok(next(context))
+    });
+    let requests = queue_up(&state, &[10, 11, 12, 13]).await;
+    release.send(()).unwrap();
+    let mut statuses = Vec::new();
+    for request in requests {
+        let (status, body) = request.await.unwrap();
+        statuses.push(status.as_u16());
+        assert_eq!(
+            body.contains("all is well"),
+            status == StatusCode::OK,
+            "{body}"
+        );
+    }
+    assert_eq!(statuses, [200, 500, 500, 200]);
+    assert_eq!(fullest.load(Relaxed), 4, "all four shared a pass");
+    assert_eq!((state.stats().failed, state.stats().completed), (2, 2));
+}
+
+#[tokio::test]
+async fn no_more_run_than_may() {
+    let (release, gate) = mpsc::channel::<()>();
+    let mut is_held = true;
+    let next = saying("well");
+    let options = ApiOptions {
+        max_running: 2,
+        ..ApiOptions::default()
+    };
+    let (state, fullest) = state_with(options, move |context| {
+        if std::mem::replace(&mut is_held, false) {
+            gate.recv().unwrap();
+        }
+        Ok(next(context))
+    });
+    let requests = queue_up(&state, &[10, 11, 12, 13, 14]).await;
+    release.send(()).unwrap();
+    for request in requests {
+        assert_eq!(request.await.unwrap().0, StatusCode::OK);
+    }
+    assert_eq!(fullest.load(Relaxed), 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_too_long_ends_with_what_it_has() {
+    let options = ApiOptions {
+        timeout: Some(Duration::from_millis(200)),
+        ..ApiOptions::default()
+    };
+    let token = byte_tokens(&info().tokenizer, "a")[0];
+    let (state, _) = state_with(options, move |_| {
+        sleep(Duration::from_millis(10));
+        Ok(token)
+    });
+    let body = json!({"prompt": "x", "max_tokens": 100, "stop": "aaab"});
+    let (status, _, body) = send(&state, &body).await;
+    assert_eq!(status, StatusCode::OK);
+    let answer: Value = serde_json::from_str(&body).unwrap();
+    let choice = &answer["choices"][0];
+    assert_eq!(choice["finish_reason"], "length");
+    let n = answer["usage"]["completion_tokens"].as_u64().unwrap();
+    assert!((2..60).contains(&n), "{n}");
+    // What might have begun a stop text is part of it.
+    assert_eq!(choice["text"].as_str().unwrap().len() as u64, n);
+}
+
 /// A server on a socket whose model takes 10 ms a token and never ends by itself.
 async fn slow_server() -> (ApiState, SocketAddr) {
-    let tokenizer = info().tokenizer;
-    let state = state(1, move |job| {
-        job.prefilled(0);
-        let token = byte_tokens(&tokenizer, "a")[0];
-        loop {
-            sleep(Duration::from_millis(10));
-            let step = job.generation.accept(token);
-            if !job.step(step) {
-                return Ok(());
-            }
-        }
+    let token = byte_tokens(&info().tokenizer, "a")[0];
+    let state = state(1, move |_| {
+        sleep(Duration::from_millis(10));
+        Ok(token)
     });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();

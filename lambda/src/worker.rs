@@ -1,153 +1,41 @@
-//! One generation at a time, first come first served, on a thread of its own.
+//! The thread that runs all jobs together, and the bounded queue before it.
 //!
-//! The queue is bounded: who finds it full is refused at once and can try elsewhere. A client that goes away takes its
-//! job with it: a waiting job is dropped, a running one ends within a token. A panic inside a job ends that job alone.
+//! Who finds the queue full is refused at once and can try elsewhere. A client that goes away takes its jobs with it: those that wait are
+//! dropped, those under way end before the next forward pass. A panic ends the job that it is of, alone.
 
-use fledgling_core::generate::{FinishReason, Generation, Step};
+use crate::{
+    batch::{Batch, Forward, Limits},
+    job::{Caller, Event, Job, Work},
+    metrics::{Counters, Stats, prometheus},
+    observed::Observer,
+};
 use std::{
     collections::VecDeque,
     fmt, io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-
-/// What a client hears of its job.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Event {
-    /// The prompt is read; so many of its tokens were still known from the job before.
-    Prefilled { n_cached: usize },
-    /// A token; `n_tokens` of the answer so far, without an end token.
-    Step { step: Step, n_tokens: usize },
-    /// The job failed. The log says why.
-    Failed,
-}
-
-/// Runs jobs: the CPU engine, or a stand-in in tests.
-pub(crate) trait Runner: Send + 'static {
-    /// Runs `job` until it finishes or nobody listens any more.
-    ///
-    /// # Errors
-    /// What the log should say.
-    fn run(&mut self, job: &mut Job) -> Result<(), String>;
-}
-
-/// A generation and the client that waits for it.
-#[derive(Debug)]
-pub(crate) struct Job {
-    pub(crate) generation: Generation,
-    request_id: String,
-    events: UnboundedSender<Event>,
-    counters: Arc<Counters>,
-    enqueued: Instant,
-    started: Option<Instant>,
-    first_token: Option<Instant>,
-    n_cached: usize,
-    finished: bool,
-}
-
-impl Job {
-    /// Whether the client has gone.
-    pub(crate) fn is_abandoned(&self) -> bool {
-        self.events.is_closed()
-    }
-
-    /// Says that the prompt is read.
-    pub(crate) fn prefilled(&mut self, n_cached: usize) {
-        self.n_cached = n_cached;
-        // A client that has gone is noticed at the next step.
-        let _ = self.events.send(Event::Prefilled { n_cached });
-    }
-
-    /// Passes a step on; false when there is nobody to go on for.
-    pub(crate) fn step(&mut self, step: Step) -> bool {
-        self.first_token.get_or_insert_with(Instant::now);
-        self.counters.generated_tokens.fetch_add(1, Relaxed);
-        let finish = step.finish;
-        if let Some(finish) = finish {
-            // Before the client hears of it: Lambda freezes the process once the answer is complete.
-            self.finished = true;
-            self.log(match finish {
-                FinishReason::Stop => "stop",
-                FinishReason::Length => "length",
-            });
-        }
-        let n_tokens = self.generation.tokens().len();
-        let heard = self.events.send(Event::Step { step, n_tokens }).is_ok();
-        heard && finish.is_none()
-    }
-
-    fn fail(&self, reason: &str) {
-        tracing::error!(request_id = self.request_id, reason, "generation failed");
-        self.counters.failed.fetch_add(1, Relaxed);
-        let _ = self.events.send(Event::Failed);
-    }
-
-    /// One line a job; never a word of the prompt or the answer.
-    fn log(&self, outcome: &str) {
-        let ms = |to: Option<Instant>, from: Instant| {
-            to.map(|to| to.duration_since(from).as_millis() as u64)
-        };
-        tracing::info!(
-            request_id = self.request_id,
-            outcome,
-            prompt_tokens = self.generation.prompt().len(),
-            cached_tokens = self.n_cached,
-            completion_tokens = self.generation.tokens().len(),
-            queue_ms = ms(self.started, self.enqueued),
-            first_token_ms = ms(self.first_token, self.enqueued),
-            total_ms = ms(Some(Instant::now()), self.enqueued),
-            "generation"
-        );
-    }
-}
-
-/// What the worker has done since it started.
-#[derive(Debug, Default)]
-struct Counters {
-    generated_tokens: AtomicU64,
-    completed: AtomicU64,
-    cancelled: AtomicU64,
-    failed: AtomicU64,
-    rejected: AtomicU64,
-}
-
-/// A reading of the server's counters, for metrics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Generations under way: 0 or 1.
-    pub running: usize,
-    /// Requests that wait for their turn.
-    pub waiting: usize,
-    /// Tokens generated since the start.
-    pub generated_tokens: u64,
-    /// Generations that came to their end.
-    pub completed: u64,
-    /// Generations that ended because their client went away.
-    pub cancelled: u64,
-    /// Generations that failed by our fault.
-    pub failed: u64,
-    /// Requests refused because the queue was full.
-    pub rejected: u64,
-}
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 /// The queue is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct QueueFull {
+    /// Jobs under way.
+    pub(crate) n_running: usize,
     /// Jobs that wait.
     pub(crate) n_waiting: usize,
+    /// When it is worth another try.
+    pub(crate) retry_after_s: u32,
 }
 
-/// The thread's handle. Dropping it ends the thread after the job under way.
+/// The thread's handle. Dropping it ends the thread after the jobs under way.
 pub(crate) struct Worker {
     shared: Arc<Shared>,
+    limits: Limits,
     max_waiting: usize,
+    timeout: Option<Duration>,
 }
 
 impl fmt::Debug for Worker {
@@ -166,28 +54,35 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Job>,
-    running: bool,
+    n_running: usize,
     closed: bool,
 }
 
 impl Worker {
-    /// Starts the thread; at most `max_waiting` jobs wait behind the one that runs.
+    /// Starts the thread; at most `max_waiting` jobs wait behind those that run. Answers end after `timeout` with what they have.
     ///
     /// # Errors
     /// When the system gives no thread.
-    pub(crate) fn spawn(runner: impl Runner, max_waiting: usize) -> io::Result<Self> {
+    pub(crate) fn spawn(
+        forward: impl Forward,
+        limits: Limits,
+        max_waiting: usize,
+        timeout: Option<Duration>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
         thread::Builder::new()
             .name("generation".into())
-            .spawn(move || of_thread.work(runner))?;
+            .spawn(move || of_thread.run(forward, limits))?;
         Ok(Self {
             shared,
+            limits,
             max_waiting,
+            timeout,
         })
     }
 
-    /// Whether a job would be taken now. Cheap; lets a request fail before its prompt is encoded.
+    /// Whether a request would be taken now. Cheap; lets it fail before its prompt is encoded.
     ///
     /// # Errors
     /// When it would not.
@@ -196,31 +91,34 @@ impl Worker {
         self.room(&mut queue)
     }
 
-    /// Puts a generation at the end of the queue. Dropping the receiver cancels it.
+    /// Puts the jobs of a request at the end of the queue, all or none. Dropping the receiver cancels them.
+    ///
+    /// A request is taken while there is one place: its number of choices is bounded, and it would never be taken otherwise.
     ///
     /// # Errors
     /// When the queue is full.
     pub(crate) fn submit(
         &self,
-        generation: Generation,
+        works: Vec<Work>,
         request_id: String,
+        observer: Observer,
     ) -> Result<UnboundedReceiver<Event>, QueueFull> {
         // Unbounded, so that a client that reads slowly does not hold up the others; the context bounds it.
         let (events, receiver) = unbounded_channel();
-        let job = Job {
-            generation,
+        let now = Instant::now();
+        let caller = Arc::new(Caller {
             request_id,
+            observer,
             events,
             counters: Arc::clone(&self.shared.counters),
-            enqueued: Instant::now(),
-            started: None,
-            first_token: None,
-            n_cached: 0,
-            finished: false,
-        };
+            enqueued: now,
+            deadline: self.timeout.map(|timeout| now + timeout),
+        });
         let mut queue = self.shared.lock();
         self.room(&mut queue)?;
-        queue.waiting.push_back(job);
+        let jobs = works.into_iter().enumerate();
+        let jobs = jobs.map(|(choice, work)| Job::new(choice, work, Arc::clone(&caller)));
+        queue.waiting.extend(jobs);
         drop(queue);
         self.shared.changed.notify_one();
         Ok(receiver)
@@ -229,32 +127,39 @@ impl Worker {
     /// Reads the counters.
     pub(crate) fn stats(&self) -> Stats {
         let queue = self.shared.lock();
-        let counters = &self.shared.counters;
-        Stats {
-            running: usize::from(queue.running),
-            waiting: queue
-                .waiting
-                .iter()
-                .filter(|job| !job.is_abandoned())
-                .count(),
-            generated_tokens: counters.generated_tokens.load(Relaxed),
-            completed: counters.completed.load(Relaxed),
-            cancelled: counters.cancelled.load(Relaxed),
-            failed: counters.failed.load(Relaxed),
-            rejected: counters.rejected.load(Relaxed),
-        }
+        let waiting = queue.waiting.iter().filter(|job| !job.is_abandoned());
+        Stats::of(&self.shared.counters, queue.n_running, waiting.count())
+    }
+
+    /// All figures as Prometheus reads them.
+    pub(crate) fn prometheus(&self) -> String {
+        prometheus(self.stats(), &self.shared.counters)
+    }
+
+    /// Whether another request would be taken, without counting it as refused.
+    pub(crate) fn is_ready(&self) -> bool {
+        let queue = self.shared.lock();
+        !queue.closed && queue.waiting.len() < self.places(&queue)
+    }
+
+    /// A job that waits for an idle worker is about to run: it takes no place in the queue.
+    fn places(&self, queue: &Queue) -> usize {
+        self.max_waiting + self.limits.max_running.saturating_sub(queue.n_running)
     }
 
     fn room(&self, queue: &mut Queue) -> Result<(), QueueFull> {
-        self.shared.drop_abandoned(queue);
+        drop_abandoned(queue);
         let n_waiting = queue.waiting.len();
-        // A job that waits for an idle worker is about to run: it takes no place in the queue.
-        let places = self.max_waiting + usize::from(!queue.running);
-        if n_waiting >= places {
-            self.shared.counters.rejected.fetch_add(1, Relaxed);
-            return Err(QueueFull { n_waiting });
+        if n_waiting < self.places(queue) {
+            return Ok(());
         }
-        Ok(())
+        let counters = &self.shared.counters;
+        counters.rejected.add(1);
+        Err(QueueFull {
+            n_running: queue.n_running,
+            n_waiting,
+            retry_after_s: counters.wait_s(n_waiting + 1, self.limits.max_running),
+        })
     }
 }
 
@@ -265,64 +170,60 @@ impl Drop for Worker {
     }
 }
 
+/// Gives back the places of clients that have gone.
+fn drop_abandoned(queue: &mut Queue) {
+    queue.waiting.retain(|job| !job.is_abandoned());
+}
+
 impl Shared {
     /// The queue is consistent at every point where a panic can happen, so a poisoned lock is as good as any.
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives back the places of clients that have gone.
-    fn drop_abandoned(&self, queue: &mut Queue) {
-        queue.waiting.retain(|job| {
-            let is_abandoned = job.is_abandoned();
-            if is_abandoned {
-                self.cancelled(job);
-            }
-            !is_abandoned
-        });
+    fn run(&self, forward: impl Forward, limits: Limits) {
+        let mut batch = Batch::new(forward, limits);
+        // A panic of the engine stays in its job; one of the batch itself costs those under way.
+        while catch_unwind(AssertUnwindSafe(|| self.work(&mut batch))).is_err() {
+            batch.fail_all();
+        }
     }
 
-    fn cancelled(&self, job: &Job) {
-        self.counters.cancelled.fetch_add(1, Relaxed);
-        job.log("cancelled");
-    }
-
-    fn work(&self, mut runner: impl Runner) {
-        while let Some(mut job) = self.next() {
-            job.started = Some(Instant::now());
-            // After a panic the runner starts over from a state that it did not lend to the job.
-            let outcome = catch_unwind(AssertUnwindSafe(|| runner.run(&mut job)));
-            match outcome {
-                Ok(Ok(())) if job.finished => {
-                    self.counters.completed.fetch_add(1, Relaxed);
+    /// Runs until the handle is gone.
+    fn work<F: Forward>(&self, batch: &mut Batch<F>) {
+        while self.admit(batch) {
+            let made_room = batch.step(&self.counters);
+            if !made_room.is_empty() {
+                let mut queue = self.lock();
+                for job in made_room {
+                    queue.waiting.push_front(job);
                 }
-                Ok(Ok(())) => self.cancelled(&job),
-                Ok(Err(reason)) => job.fail(&reason),
-                Err(_) => job.fail("panic"),
             }
         }
     }
 
-    /// Waits for the next job whose client is still there; `None` when the handle is gone.
-    fn next(&self) -> Option<Job> {
+    /// Lets jobs join while there is room, and waits for one when none is under way; false when the handle is gone.
+    fn admit<F: Forward>(&self, batch: &mut Batch<F>) -> bool {
         let mut queue = self.lock();
-        queue.running = false;
         loop {
-            if queue.closed {
-                return None;
-            }
-            self.drop_abandoned(&mut queue);
-            match queue.waiting.pop_front() {
-                Some(job) => {
-                    queue.running = true;
-                    return Some(job);
-                }
-                None => {
-                    queue = self
-                        .changed
-                        .wait(queue)
-                        .unwrap_or_else(PoisonError::into_inner);
-                }
+            queue.n_running = batch.len();
+            drop_abandoned(&mut queue);
+            let is_next = |job: &Job| batch.has_room_for(job);
+            if queue.waiting.front().is_some_and(is_next) && !queue.closed {
+                let Some(job) = queue.waiting.pop_front() else {
+                    continue;
+                };
+                queue.n_running += 1;
+                drop(queue);
+                batch.join(job);
+                queue = self.lock();
+            } else if batch.len() > 0 {
+                return true;
+            } else if queue.closed {
+                return false;
+            } else {
+                let woken = self.changed.wait(queue);
+                queue = woken.unwrap_or_else(PoisonError::into_inner);
             }
         }
     }

@@ -70,6 +70,22 @@ async fn wrong_values_name_their_parameter() {
         ("return_token_ids", json!(1)),
         ("ignore_eos", json!(1)),
         ("model", json!(5)),
+        ("n", json!(0)),
+        ("n", json!(17)),
+        ("n", json!("2")),
+        ("prompt", json!(vec!["x"; 17])),
+        ("prompt", json!(["x", 5])),
+        ("logprobs", json!(21)),
+        ("logprobs", json!(-1)),
+        ("logprobs", json!(true)),
+        ("echo", json!("yes")),
+        ("presence_penalty", json!(2.1)),
+        ("frequency_penalty", json!(-2.1)),
+        ("logit_bias", json!([5])),
+        ("logit_bias", json!({"x": 1})),
+        ("logit_bias", json!({"5": 101})),
+        ("logit_bias", json!({"5": "1"})),
+        ("logit_bias", json!({"1000000": 1})),
     ];
     for (param, value) in wrong {
         let mut body = json!({"prompt": "x"});
@@ -90,11 +106,15 @@ async fn values_at_the_edge_are_taken() {
         ("seed", json!(i64::MIN)),
         ("stop", json!([])),
         ("n", json!(1)),
+        ("n", json!(16)),
         ("best_of", json!(1)),
         ("echo", json!(false)),
         ("logprobs", json!(null)),
         ("logit_bias", json!({})),
-        ("frequency_penalty", json!(0.0)),
+        ("frequency_penalty", json!(2.0)),
+        ("presence_penalty", json!(-2)),
+        ("logprobs", json!(20)),
+        ("logit_bias", json!({"5": -100, "6": 100})),
         ("presence_penalty", json!(null)),
         ("suffix", json!(null)),
         ("max_tokens", json!(u64::MAX)),
@@ -111,26 +131,13 @@ async fn values_at_the_edge_are_taken() {
 
 #[tokio::test]
 async fn what_is_not_supported_is_not_ignored() {
-    let completions = [
-        ("n", json!(2)),
-        ("best_of", json!(3)),
-        ("echo", json!(true)),
-        ("logprobs", json!(0)),
-        ("suffix", json!("end")),
-        ("logit_bias", json!({"5": -100})),
-        ("frequency_penalty", json!(0.5)),
-        ("presence_penalty", json!(-1)),
-        ("prompt", json!(["a", "b"])),
-    ];
+    let completions = [("best_of", json!(3)), ("suffix", json!("end"))];
     for (param, value) in completions {
         let mut body = json!({"prompt": "x"});
         body[param] = value;
         refused("/v1/completions", body, param, "unsupported_parameter").await;
     }
     let chats = [
-        ("n", json!(2)),
-        ("logprobs", json!(true)),
-        ("top_logprobs", json!(2)),
         ("tools", json!([{"type": "function"}])),
         ("functions", json!([{}])),
         ("tool_choice", json!("required")),
@@ -143,6 +150,50 @@ async fn what_is_not_supported_is_not_ignored() {
         body[param] = value;
         refused("/v1/chat/completions", body, param, "unsupported_parameter").await;
     }
+}
+
+#[tokio::test]
+async fn what_does_not_go_together_is_refused() {
+    let body = json!({"prompt": "x", "echo": true, "stream": true});
+    refused("/v1/completions", body, "echo", "unsupported_parameter").await;
+    let body = json!({"prompt": ["x", "y", "z"], "n": 6});
+    refused("/v1/completions", body, "n", "invalid_value").await;
+    let body = json!({"messages": [{"role": "user", "content": "x"}], "top_logprobs": 2});
+    refused(
+        "/v1/chat/completions",
+        body,
+        "top_logprobs",
+        "invalid_value",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn wrong_inputs_of_embeddings_say_which() {
+    let path = "/v1/embeddings";
+    for input in [
+        json!(null),
+        json!(5),
+        json!([]),
+        json!([[]]),
+        json!(vec!["x"; 65]),
+        json!([-1]),
+    ] {
+        refused(path, json!({"input": input}), "input", "invalid_value").await;
+    }
+    refused(
+        path,
+        json!({"input": [1_000_000]}),
+        "input",
+        "invalid_value",
+    )
+    .await;
+    let body = json!({"input": "x ".repeat(500)});
+    refused(path, body, "input", "context_length_exceeded").await;
+    let body = json!({"input": "x", "encoding_format": "int8"});
+    refused(path, body, "encoding_format", "invalid_value").await;
+    let body = json!({"input": "x", "dimensions": 5});
+    refused(path, body, "dimensions", "unsupported_parameter").await;
 }
 
 #[tokio::test]
@@ -329,7 +380,7 @@ async fn unknown_routes_and_methods_answer_in_the_same_shape() {
         "/",
         "/v1",
         "/v1/",
-        "/v1/embeddings",
+        "/v1/images",
         "/v2/completions",
         "/healthz/x",
     ] {

@@ -9,11 +9,14 @@ use fledgling_core::{
 use std::collections::HashMap;
 use wgpu::{BindGroup, BindGroupLayout, Buffer, ComputePipeline, ShaderModule};
 
+/// The files of a shader, put together when it is made: each is in the program once.
+type Source = &'static [&'static str];
+
 macro_rules! shader {
-    ($($file:literal),+) => { concat!($(include_str!(concat!("shaders/", $file, ".wgsl")), "\n"),+) };
+    ($($file:literal),+) => { &[$(include_str!(concat!("shaders/", $file, ".wgsl"))),+] };
 }
 
-const ROW_QUANT: &str = shader!(
+const ROW_QUANT: Source = shader!(
     "half",
     "exp",
     "product",
@@ -21,7 +24,7 @@ const ROW_QUANT: &str = shader!(
     "quant_blocks",
     "matvec_quant"
 );
-const ROW_FLOAT: &str = shader!(
+const ROW_FLOAT: Source = shader!(
     "half",
     "exp",
     "product",
@@ -29,7 +32,7 @@ const ROW_FLOAT: &str = shader!(
     "float_rows",
     "matvec_float"
 );
-const TILE_QUANT: &str = shader!(
+const TILE_QUANT: Source = shader!(
     "half",
     "exp",
     "product",
@@ -37,7 +40,7 @@ const TILE_QUANT: &str = shader!(
     "quant_blocks",
     "matmul_quant"
 );
-const TILE_FLOAT: &str = shader!(
+const TILE_FLOAT: Source = shader!(
     "half",
     "exp",
     "product",
@@ -45,11 +48,11 @@ const TILE_FLOAT: &str = shader!(
     "float_rows",
     "matmul_float"
 );
-const EMBED_QUANT: &str = shader!("half", "embed_quant", "embed");
-const EMBED_FLOAT: &str = shader!("half", "embed_float", "embed");
-const HEADS: &str = shader!("half", "heads");
-const ATTENTION: &str = shader!("exp", "attention");
-const ARGMAX: &str = shader!("argmax");
+const EMBED_QUANT: Source = shader!("half", "embed_quant", "embed");
+const EMBED_FLOAT: Source = shader!("half", "embed_float", "embed");
+const HEADS: Source = shader!("half", "heads");
+const ATTENTION: Source = shader!("exp", "attention");
+const ARGMAX: Source = shader!("argmax");
 
 /// Tokens that a tile kernel computes at once (`tile.wgsl`).
 pub(crate) const TILE_TOKENS: u32 = 4;
@@ -172,7 +175,7 @@ pub(crate) struct Kernels {
     heads_layout: BindGroupLayout,
     attention_layout: BindGroupLayout,
     argmax_layout: BindGroupLayout,
-    modules: HashMap<&'static str, ShaderModule>,
+    modules: HashMap<Source, ShaderModule>,
     pipelines: HashMap<String, ComputePipeline>,
 }
 
@@ -363,7 +366,7 @@ impl Kernels {
     fn pipeline(
         &mut self,
         label: &str,
-        source: &'static str,
+        source: Source,
         layout: &BindGroupLayout,
         constants: &[(&str, f64)],
     ) -> ComputePipeline {
@@ -372,7 +375,7 @@ impl Kernels {
         }
         let device = &self.gpu.device;
         let module = self.modules.entry(source).or_insert_with(|| {
-            let source = wgpu::ShaderSource::Wgsl(source.into());
+            let source = wgpu::ShaderSource::Wgsl(source.join("\n").into());
             device.create_shader_module(wgpu::ShaderModuleDescriptor {
                 label: Some(label),
                 source,
@@ -382,7 +385,10 @@ impl Kernels {
         let constants: Vec<_> = constants
             .iter()
             .copied()
-            .filter(|(name, _)| source.contains(&format!("override {name}:")))
+            .filter(|(name, _)| {
+                let declared = format!("override {name}:");
+                source.iter().any(|file| file.contains(&declared))
+            })
             .collect();
         let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(label),

@@ -143,6 +143,29 @@ fn bench_cpu(args: &CpuArgs) -> Result<Report> {
     })
 }
 
+/// Tokens a second of prefill and of decoding behind a prompt, on one thread: a short measurement, for what a small machine will do.
+///
+/// # Errors
+/// When the model does not load.
+pub fn one_thread(model: &str) -> Result<(f64, f64)> {
+    let report = bench_cpu(&CpuArgs {
+        model: model.to_owned(),
+        prefill: 128,
+        decode: 32,
+        runs: 1,
+        engine: EngineArgs {
+            threads: Some(1),
+            kv_f32: false,
+            cpu_isa: None,
+        },
+        json: false,
+    })?;
+    Ok((
+        report.prefill_tokens_per_s,
+        report.decode_at_depth_tokens_per_s,
+    ))
+}
+
 /// Ids spread over the vocabulary, the same in every run. [n]
 fn token_ids(model: &Model, n: usize) -> Vec<u32> {
     (0..n)

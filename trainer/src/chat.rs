@@ -2,7 +2,7 @@
 
 use crate::{
     cache,
-    generate::{SamplingArgs, Talk, positive},
+    generate::{SamplingArgs, SpeculationArgs, Talk, positive},
     model::{self, EngineArgs, Model, context_len},
     output::{note, print, print_json},
 };
@@ -41,6 +41,8 @@ pub struct Args {
     /// Positions of the context (default: 4096, or the model's when it has fewer)
     #[arg(long, value_name = "N", value_parser = positive)]
     ctx: Option<usize>,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
     /// One line of JSON for each answer
@@ -133,7 +135,12 @@ impl<'a> Conversation<'a> {
             }
             Err(error) => return Err(error.into()),
         };
-        let answer = Talk { engine, session }.answer(generation, started, |text| {
+        let mut talk = Talk {
+            engine,
+            session,
+            speculate: self.args.speculation.speculate,
+        };
+        let answer = talk.answer(generation, started, |text| {
             if self.args.json { Ok(()) } else { print(text) }
         })?;
         if self.args.json {

@@ -1,7 +1,7 @@
 //! The command line: which commands there are, and what an error becomes.
 
 use crate::{
-    bench, chat, data, doctor, eval, export, generate, inspect, interrupt,
+    bench, chat, data, deploy, doctor, eval, export, generate, inspect, interrupt, monitor,
     output::{StdoutClosed, UsageError, note},
     pull, runs, serve, tokenize, tokenizer, verify,
 };
@@ -14,7 +14,7 @@ use std::process::ExitCode;
 #[command(name = "fledgling", version, max_term_width = 120)]
 #[command(
     after_help = "Example:\n  fledgling pull smollm2-135m-instruct\n  fledgling chat smollm2-135m-instruct\n\n\
-    Exit status: 0 fine, 1 failed, 2 wrong use, 130 ended by Ctrl-C. Results go to standard output, all else to standard error."
+    Exit status: 0 fine, 1 failed, 2 wrong use, 3 alarm (monitor), 130 ended by Ctrl-C. Results go to standard output, all else to standard error."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -34,6 +34,8 @@ enum Command {
     Generate(generate::Args),
     Chat(chat::Args),
     Serve(serve::Args),
+    Deploy(deploy::Args),
+    Monitor(monitor::Args),
     Tokenize(tokenize::Args),
     Tokenizer(tokenizer::Args),
     Inspect(inspect::Args),
@@ -69,6 +71,8 @@ fn run(command: &Command) -> Result<()> {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
         Command::Serve(args) => serve::run(args),
+        Command::Deploy(args) => deploy::run(args),
+        Command::Monitor(args) => monitor::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Inspect(args) => inspect::run(args),
@@ -91,6 +95,9 @@ pub fn key_value(text: &str) -> Result<String, String> {
 fn report(error: &Error) -> ExitCode {
     if error.is::<StdoutClosed>() {
         return ExitCode::SUCCESS;
+    }
+    if error.is::<monitor::Alarmed>() {
+        return ExitCode::from(3);
     }
     note(format!("error: {error:#}"));
     if error.chain().any(<dyn std::error::Error>::is::<UsageError>) {

@@ -1,6 +1,7 @@
 //! `fledgling generate`: one answer, streamed or as JSON. [`Talk`] is the loop that `chat` shares.
 
 use crate::{
+    files,
     interrupt::Graceful,
     model::{self, EngineArgs, Model, context_len},
     output::{UsageError, note, print, print_json},
@@ -9,11 +10,17 @@ use anyhow::{Context, Result};
 use fledgling_core::{
     chat::Message,
     cpu::{CpuEngine, Session},
-    generate::{FinishReason, GenerateParams, Generation},
+    generate::{FinishReason, GenerateParams, Generation, Step, advance, rewind_to_common},
     sampler::SamplerParams,
+    speculate::PromptLookup,
 };
 use serde_json::json;
-use std::{io::Read, path::PathBuf, time::Instant};
+use std::{
+    io::Read,
+    ops::ControlFlow,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// Tokens of a prompt that are fed at once: Ctrl-C is heard between two chunks. The chunks do not change the numbers.
 const PREFILL_CHUNK: usize = 128;
@@ -23,6 +30,7 @@ const PREFILL_CHUNK: usize = 128;
 #[command(
     after_help = "Examples:\n  fledgling generate smollm2-135m-instruct --chat --prompt \"Why is the sky blue?\"\n  \
     fledgling generate model.gguf --prompt \"Once upon a time\" --max-tokens 64 --temperature 0.8 --seed 7\n  \
+    fledgling generate model.gguf --session tale --prompt \" and then\"\n  \
     echo \"Once upon a time\" | fledgling generate model.gguf --json"
 )]
 pub struct Args {
@@ -51,11 +59,26 @@ pub struct Args {
     /// Go on after the model's end token
     #[arg(long)]
     ignore_end: bool,
+    /// Go on from what this file keeps of an earlier call, and keep prompt and answer there; with --chat the prompt is whole, and what
+    /// the file knows of its beginning is not computed again
+    #[arg(long, value_name = "FILE")]
+    session: Option<PathBuf>,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
     /// Print one line of JSON at the end instead of streaming the text
     #[arg(long)]
     json: bool,
+}
+
+/// Drafts, which change no text.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct SpeculationArgs {
+    /// Draft up to N tokens where the text repeats what stood before, and check them together; the text stays the same (default:
+    /// as many as are cheap to check here; 0 drafts none)
+    #[arg(long, value_name = "N")]
+    pub speculate: Option<usize>,
 }
 
 /// How tokens are picked; nothing given is greedy.
@@ -143,20 +166,54 @@ pub fn positive(text: &str) -> Result<usize, String> {
 pub fn run(args: &Args) -> Result<()> {
     let started = Instant::now();
     let model = model::open(&args.model)?;
-    let prompt = prompt_ids(&model, args)?;
-    let n_ctx = context_len(&model, args.ctx, prompt.len() + args.max_tokens)?;
+    let kept = args
+        .session
+        .as_deref()
+        .map(read_kept)
+        .transpose()?
+        .flatten();
+    let own_prompt = prompt_ids(&model, args, kept.is_some())?;
+    let n_wanted = match args.session {
+        Some(_) => model.info.spec.n_ctx,
+        None => own_prompt.len() + args.max_tokens,
+    };
+    let n_ctx = context_len(&model, args.ctx, n_wanted)?;
     let params = args.sampling.params(Some(args.max_tokens), args.ignore_end);
-    // A wrong parameter is told before the engine is set up.
-    let generation = Generation::new(model.info.tokenizer.clone(), &prompt, n_ctx, &params)?;
+    let tokenizer = || model.info.tokenizer.clone();
+    if kept.is_none() {
+        // A wrong parameter is told before the engine is set up.
+        Generation::new(tokenizer(), &own_prompt, n_ctx, &params)?;
+    }
     let engine = args.engine.load(&model)?;
-    let mut session = engine.session(n_ctx)?;
+    let mut session = match &kept {
+        Some(bytes) => engine
+            .restore_session(bytes, n_ctx)
+            .context("--session: it cannot go on from this file; remove it or name another one")?,
+        None if args.session.is_some() => engine.growing_session(n_ctx)?,
+        None => engine.session(n_ctx)?,
+    };
+    let prompt = if args.chat {
+        own_prompt
+    } else {
+        [session.tokens(), &own_prompt].concat()
+    };
+    let generation = Generation::new(tokenizer(), &prompt, n_ctx, &params)?;
     let answer = Talk {
         engine: &engine,
         session: &mut session,
+        speculate: args.speculation.speculate,
     }
     .answer(generation, started, |text| {
         if args.json { Ok(()) } else { print(text) }
     })?;
+    if let Some(path) = &args.session {
+        keep(
+            &engine,
+            &mut session,
+            &[&prompt[..], &answer.tokens].concat(),
+            path,
+        )?;
+    }
     if args.json {
         return print_json(&json!({
             "prompt_token_ids": prompt,
@@ -172,13 +229,37 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-fn prompt_ids(model: &Model, args: &Args) -> Result<Vec<u32>> {
+/// The session file's bytes, when there is one.
+fn read_kept(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+/// Writes the session with all of `tokens`, of which it may lack the last.
+fn keep(engine: &CpuEngine, session: &mut Session, tokens: &[u32], path: &Path) -> Result<()> {
+    let n_common = session.common_prefix_len(tokens);
+    session.rewind(n_common);
+    let n_fitting = tokens.len().min(session.n_ctx());
+    if n_common < n_fitting {
+        engine.forward(session, &tokens[n_common..n_fitting])?;
+    }
+    files::write_whole(path, &engine.save_session(session)?)
+}
+
+/// The prompt of this call; behind a kept one, without the token that a text begins with.
+fn prompt_ids(model: &Model, args: &Args, goes_on: bool) -> Result<Vec<u32>> {
     let text = match (&args.prompt, &args.prompt_file) {
         (Some(text), _) => text.clone(),
         (None, Some(path)) => std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the prompt {}", path.display()))?,
         (None, None) => read_stdin()?,
     };
+    if !args.chat && goes_on {
+        return Ok(model.info.tokenizer.encode(&text, false, true));
+    }
     if !args.chat {
         return Ok(model.info.encode_prompt(&text));
     }
@@ -222,6 +303,8 @@ pub struct Talk<'a> {
     pub engine: &'a CpuEngine,
     /// Keys and values so far.
     pub session: &'a mut Session,
+    /// Tokens that are drafted at most; `None` is as many as are cheap to check.
+    pub speculate: Option<usize>,
 }
 
 /// An answer and how it went.
@@ -270,30 +353,39 @@ impl Talk<'_> {
         mut emit: impl FnMut(&str) -> Result<()>,
     ) -> Result<Answer> {
         let interrupt = Graceful::begin();
-        let prompt = generation.prompt().to_vec();
+        let cheap = self.engine.cheap_rows() - 1;
+        let mut lookup = PromptLookup::new(self.speculate.unwrap_or(cheap));
         let mut text = String::new();
-        let (mut first, mut n_decoded) = (None, 0_u32);
-        let mut finish_reason = "interrupted";
-        let mut logits = self.prefill(&prompt, &interrupt)?;
-        while let Some(current) = &mut logits {
-            let step = generation.sample(current);
-            let first = first.get_or_insert_with(Instant::now);
-            text.push_str(&step.text);
-            emit(&step.text)?;
-            if let Some(finish) = step.finish {
-                finish_reason = name_of(finish);
-                break;
+        let mut first = None;
+        let mut finish = generation.finished();
+        let mut emitted = Ok(());
+        let mut goes_on = finish.is_none() && self.read_most(generation.context(), &interrupt)?;
+        while goes_on {
+            let on_step = |step: &Step| {
+                first.get_or_insert_with(Instant::now);
+                text.push_str(&step.text);
+                emitted = emit(&step.text);
+                if emitted.is_err() || interrupt.asked() {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            };
+            let Self {
+                engine, session, ..
+            } = self;
+            let flow = advance(engine, session, &mut generation, &mut lookup, on_step)?;
+            if let ControlFlow::Break(reason) = flow {
+                (finish, goes_on) = (reason, false);
             }
-            if interrupt.asked() {
-                break;
-            }
-            logits = Some(self.engine.forward(self.session, &[step.token])?);
-            n_decoded += 1;
-            let _ = first;
         }
+        emitted?;
+        let finish_reason = finish.map_or("interrupted", name_of);
+        // The first token is of the prompt's pass.
+        let n_decoded = generation.tokens().len().saturating_sub(1);
         let tokens_per_s = first
             .filter(|_| n_decoded > 0)
-            .map(|first: Instant| f64::from(n_decoded) / first.elapsed().as_secs_f64());
+            .map(|first: Instant| n_decoded as f64 / first.elapsed().as_secs_f64());
         Ok(Answer {
             tokens: generation.tokens().to_vec(),
             text,
@@ -303,26 +395,19 @@ impl Talk<'_> {
         })
     }
 
-    /// Feeds what of `prompt` the session does not hold yet. `None` after Ctrl-C.
-    fn prefill(&mut self, prompt: &[u32], interrupt: &Graceful) -> Result<Option<Vec<f32>>> {
-        let shared = self
-            .session
-            .tokens()
-            .iter()
-            .zip(prompt)
-            .take_while(|(a, b)| a == b)
-            .count();
-        // The last token is always fed: its logits are wanted.
-        let keep = shared.min(prompt.len().saturating_sub(1));
-        self.session.rewind(keep);
-        let mut logits = None;
-        for chunk in prompt[keep..].chunks(PREFILL_CHUNK) {
+    /// Feeds what of `prompt` the session does not hold yet, but for a last piece. False after Ctrl-C.
+    fn read_most(&mut self, prompt: &[u32], interrupt: &Graceful) -> Result<bool> {
+        rewind_to_common(self.session, prompt);
+        loop {
             if interrupt.asked() {
-                return Ok(None);
+                return Ok(false);
             }
-            logits = Some(self.engine.forward(self.session, chunk)?);
+            let rest = &prompt[self.session.tokens().len()..];
+            if rest.len() <= PREFILL_CHUNK {
+                return Ok(true);
+            }
+            self.engine.forward(self.session, &rest[..PREFILL_CHUNK])?;
         }
-        Ok(logits)
     }
 }
 

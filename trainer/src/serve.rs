@@ -1,6 +1,7 @@
 //! `fledgling serve`: the page, the model file for it, and the HTTP API of `fledgling-lambda`, on one port.
 
 use crate::{
+    generate::SpeculationArgs,
     interrupt::Graceful,
     model::{self, EngineArgs, Model},
     output::{UsageError, note, print, print_json},
@@ -12,7 +13,7 @@ use axum::{
     http::{HeaderName, HeaderValue, header},
     routing::get,
 };
-use fledgling_lambda::{ApiOptions, ApiState, Stats};
+use fledgling_lambda::{ApiOptions, ApiState, Records};
 use std::{
     fmt::Write,
     net::SocketAddr,
@@ -59,12 +60,26 @@ pub struct Args {
     /// Tokens of one answer at most, whatever a request asks for
     #[arg(long, value_name = "N", value_parser = crate::generate::positive)]
     max_tokens: Option<usize>,
-    /// Requests that may wait; more are refused with 429
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    /// Answers that are generated at the same time, in shared passes
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = crate::generate::positive)]
+    max_running: usize,
+    /// Answers that may wait; requests beyond are refused with 429
+    #[arg(long, value_name = "N", default_value_t = 64)]
     max_queue: usize,
+    /// Memory for keys and values: of running answers, and of prompts that may come again
+    #[arg(long, value_name = "MIB", default_value_t = 512)]
+    kv_memory: usize,
+    /// Answers end after so many seconds with what they have
+    #[arg(long, value_name = "S", value_parser = crate::generate::positive)]
+    timeout: Option<usize>,
     /// A web origin whose pages may call the API, or *; may be repeated
     #[arg(long, value_name = "ORIGIN")]
     allow_origin: Vec<String>,
+    /// Append a line of figures a request to this file, for `fledgling monitor`; it has no text
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    #[command(flatten)]
+    speculation: SpeculationArgs,
     #[command(flatten)]
     engine: EngineArgs,
     /// Print {"url":…} when ready, instead of the address alone
@@ -164,10 +179,15 @@ fn api_state(args: &Args, model: &Model, api_keys: Vec<String>) -> Result<ApiSta
     let options = ApiOptions {
         aliases: vec![model.name.clone()],
         n_ctx: Some(n_ctx),
+        max_running: args.max_running,
         max_queue: args.max_queue,
+        kv_bytes: args.kv_memory.saturating_mul(1 << 20),
+        speculate: args.speculation.speculate,
+        timeout: args.timeout.map(|s| Duration::from_secs(s as u64)),
         max_tokens: args.max_tokens,
         api_keys,
         allow_origins: args.allow_origin.clone(),
+        records: records(args.log.as_deref())?,
         ..ApiOptions::default()
     };
     Ok(ApiState::new(info, engine, options)?)
@@ -196,7 +216,7 @@ fn app(state: ApiState, files: &[PathBuf], page: Option<&Path>) -> Router {
         )
         .route(
             "/metrics",
-            get(move || std::future::ready(prometheus(metrics.stats()))),
+            get(move || std::future::ready(metrics.prometheus())),
         );
     for file in files {
         let route = format!("/models/{}", escape(&name_of(file)));
@@ -241,60 +261,16 @@ fn escape(name: &str) -> String {
     escaped
 }
 
-/// The counters in Prometheus' text format.
-fn prometheus(stats: Stats) -> String {
-    let mut text = String::new();
-    let figures = [
-        (
-            "running",
-            "gauge",
-            "Generations under way.",
-            stats.running as u64,
-        ),
-        (
-            "waiting",
-            "gauge",
-            "Requests that wait for their turn.",
-            stats.waiting as u64,
-        ),
-        (
-            "generated_tokens_total",
-            "counter",
-            "Tokens generated since the start.",
-            stats.generated_tokens,
-        ),
-        (
-            "completed_total",
-            "counter",
-            "Generations that came to their end.",
-            stats.completed,
-        ),
-        (
-            "cancelled_total",
-            "counter",
-            "Generations whose client went away.",
-            stats.cancelled,
-        ),
-        (
-            "failed_total",
-            "counter",
-            "Generations that failed.",
-            stats.failed,
-        ),
-        (
-            "rejected_total",
-            "counter",
-            "Requests refused because the queue was full.",
-            stats.rejected,
-        ),
-    ];
-    for (name, kind, help, value) in figures {
-        let _ = write!(
-            text,
-            "# HELP fledgling_{name} {help}\n# TYPE fledgling_{name} {kind}\nfledgling_{name} {value}\n"
-        );
-    }
-    text
+fn records(path: Option<&Path>) -> Result<Records> {
+    let Some(path) = path else {
+        return Ok(Records::default());
+    };
+    let file = std::fs::File::options()
+        .append(true)
+        .create(true)
+        .open(path);
+    let file = file.with_context(|| format!("--log {}: cannot append to it", path.display()))?;
+    Ok(Records::to(file))
 }
 
 async fn serve(listener: TcpListener, app: Router, json: bool) -> Result<()> {

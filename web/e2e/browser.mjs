@@ -35,3 +35,10 @@ function executable() {
 export function launch() {
   return chromium.launch({ executablePath: executable(), args: flags, timeout: 60_000 });
 }
+
+/** The same with the number of its process, for measuring what it takes. */
+export async function launchServer() {
+  const server = await chromium.launchServer({ executablePath: executable(), args: flags, timeout: 60_000 });
+  const browser = await chromium.connect(server.wsEndpoint());
+  return { browser, pid: server.process().pid ?? 0, close: () => server.close() };
+}

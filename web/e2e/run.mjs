@@ -143,7 +143,9 @@ async function refusesForeignFile(page) {
 async function hereAndThereAgree(page) {
   await page.click("#clear");
   await setLongest(page, 24);
-  await page.check("#compare", { force: true });
+  await page.click("#beside-button");
+  await page.check("input[name=beside][value=server]");
+  await page.getByRole("button", { name: "Use it" }).click();
   await ask(page, question);
   await page.waitForSelector(".verdict[data-equal]");
   const verdict = await page.textContent(".verdict");

@@ -14,6 +14,8 @@ const types = {
   ".css": "text/css",
   ".svg": "image/svg+xml",
   ".wasm": "application/wasm",
+  ".png": "image/png",
+  ".webmanifest": "application/manifest+json",
 };
 
 /**
@@ -25,10 +27,11 @@ const types = {
  * Serves a folder, and files of elsewhere by their path in `files`.
  *
  * @param {string} folder
- * @param {{ files?: Record<string, string>, routes?: Record<string, Route> }} [extra]
+ * @param {{ files?: Record<string, string>, routes?: Record<string, Route>, bytesPerS?: () => number }} [extra]
+ * `bytesPerS` slows the extra files down, so that a test can watch one arrive.
  * @returns {Promise<Served>}
  */
-export async function serve(folder, { files = {}, routes = {} } = {}) {
+export async function serve(folder, { files = {}, routes = {}, bytesPerS = () => Infinity } = {}) {
   const server = createServer((request, response) => {
     const path = decodeURIComponent(new URL(request.url ?? "/", "http://host").pathname);
     const route = routes[path];
@@ -36,8 +39,9 @@ export async function serve(folder, { files = {}, routes = {} } = {}) {
       route(request, response);
       return;
     }
-    const inside = join(folder, normalize(path === "/" ? "/index.html" : path));
-    void sendFile(files[path] ?? inside, response);
+    const inside = join(folder, normalize(path.endsWith("/") ? `${path}index.html` : path));
+    const extra = files[path];
+    void sendFile(extra ?? inside, request, response, extra ? bytesPerS() : Infinity);
   });
   server.listen(0, "127.0.0.1");
   await once(server, "listening");
@@ -54,18 +58,42 @@ export async function serve(folder, { files = {}, routes = {} } = {}) {
 }
 
 /**
+ * Sends a file, or the part of it that is asked for.
+ *
  * @param {string} path
+ * @param {import("node:http").IncomingMessage} request
  * @param {import("node:http").ServerResponse} response
+ * @param {number} bytesPerS
  */
-async function sendFile(path, response) {
+async function sendFile(path, request, response, bytesPerS) {
   const info = await stat(path).catch(() => undefined);
   if (!info?.isFile()) {
     response.writeHead(404).end();
     return;
   }
-  response.writeHead(200, {
+  const range = /^bytes=(\d+)-(\d*)$/.exec(request.headers.range ?? "");
+  const start = range ? Number(range[1]) : 0;
+  const end = Math.min(range?.[2] ? Number(range[2]) : info.size - 1, info.size - 1);
+  response.writeHead(range ? 206 : 200, {
     "content-type": types[extname(path)] ?? "application/octet-stream",
-    "content-length": info.size,
+    "content-length": Math.max(0, end - start + 1),
+    "accept-ranges": "bytes",
+    etag: `"${info.size}-${info.mtimeMs}"`,
+    ...(range && { "content-range": `bytes ${start}-${end}/${info.size}` }),
   });
-  createReadStream(path).pipe(response);
+  if (request.method === "HEAD") {
+    response.end();
+    return;
+  }
+  const chunks = createReadStream(path, { start, end });
+  if (bytesPerS === Infinity) {
+    chunks.pipe(response);
+    return;
+  }
+  for await (const chunk of /** @type {AsyncIterable<Buffer>} */ (chunks)) {
+    if (response.destroyed) return;
+    response.write(chunk);
+    await new Promise((resolve) => setTimeout(resolve, (1000 * chunk.length) / bytesPerS));
+  }
+  response.end();
 }

@@ -1,5 +1,7 @@
 /** Whether the text from here and the text from there are the same, in words. */
 
+import { verdict } from "./strings.js";
+
 export interface Verdict {
   /** Null where there is nothing to judge. */
   readonly equal: boolean | null;
@@ -12,19 +14,18 @@ export interface Side {
   readonly complete: boolean;
 }
 
-export function compare(here: Side, there: Side): Verdict {
+export function compare(here: Side | undefined, there: Side | undefined): Verdict {
+  if (!here || !there) return { equal: null, sentence: verdict.nothing };
   const common = commonPrefix(here.text, there.text);
   if (here.text === there.text && here.complete && there.complete) {
-    return { equal: true, sentence: `The same text, all ${count(here.text, "character")} of it.` };
+    return { equal: true, sentence: verdict.same(here.text.length) };
   }
   const cutHere = !here.complete && common === here.text.length;
   const cutThere = !there.complete && common === there.text.length;
-  if (cutHere || cutThere) {
-    return { equal: null, sentence: `Stopped; the same text up to there, ${common} characters of it.` };
-  }
+  if (cutHere || cutThere) return { equal: null, sentence: verdict.stopped(common) };
   return {
     equal: false,
-    sentence: `They part after ${common} characters: here ${excerpt(here.text, common)}, there ${excerpt(there.text, common)}.`,
+    sentence: verdict.part(common, excerpt(here.text, common), excerpt(there.text, common)),
   };
 }
 
@@ -36,10 +37,6 @@ function commonPrefix(a: string, b: string): number {
 
 function excerpt(text: string, from: number): string {
   const piece = text.slice(from, from + 24);
-  if (piece === "") return "it ends";
+  if (piece === "") return verdict.ends;
   return `“${piece}${text.length > from + 24 ? "…" : ""}”`;
-}
-
-function count(text: string, unit: string): string {
-  return `${text.length} ${unit}${text.length === 1 ? "" : "s"}`;
 }

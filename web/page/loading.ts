@@ -1,10 +1,11 @@
 /** The way from a file or an address to a loaded model, as the page shows it. */
 
 import { Fledgling, type DeviceChoice, type Progress } from "../src/index.js";
-import { byId } from "./dom.js";
+import { byId, button, element } from "./dom.js";
 import { explain } from "./explain.js";
 import { fileName, formatBytes, formatDuration } from "./format.js";
 import { Rate } from "./rate.js";
+import { html, loading as words } from "./strings.js";
 
 /** What is loaded, with what a person calls it. */
 export interface Wanted {
@@ -17,10 +18,10 @@ export function nameOf({ source }: Wanted): string {
   return source instanceof File ? source.name : fileName(source);
 }
 
-const title = byId("loading-title", HTMLElement);
+const title = element("loading-title");
 const bar = byId("loading-bar", HTMLProgressElement);
-const numbersLine = byId("loading-numbers", HTMLElement);
-const phases = byId("phases", HTMLElement);
+const numbersLine = element("loading-numbers");
+const phases = element("phases");
 
 /**
  * Loads, showing bytes, speed and time left.
@@ -32,9 +33,9 @@ export async function loadModel(wanted: Wanted, signal: AbortSignal): Promise<Fl
   const { source, device, nCtx } = wanted;
   const rate = new Rate();
   title.textContent = nameOf(wanted);
-  byId("phase-download", HTMLElement).textContent = source instanceof File ? "Reading" : "Downloading";
+  element("phase-download").textContent = source instanceof File ? words.reading : html.downloading;
   bar.removeAttribute("value");
-  numbersLine.textContent = "Connecting…";
+  numbersLine.textContent = words.connecting;
   showPhase("download");
   return Fledgling.load(source, {
     device,
@@ -49,21 +50,21 @@ export async function loadModel(wanted: Wanted, signal: AbortSignal): Promise<Fl
 
 function show({ phase, loadedBytes, totalBytes, fromCache }: Progress, rate: Rate): void {
   showPhase(phase);
-  if (fromCache) byId("phase-download", HTMLElement).textContent = "Reading what this browser kept";
+  if (fromCache) element("phase-download").textContent = words.readingKept;
   if (phase === "prepare") {
     bar.removeAttribute("value");
-    numbersLine.textContent = `${formatBytes(loadedBytes)} are here; the engine is getting ready`;
+    numbersLine.textContent = words.ready(formatBytes(loadedBytes));
     return;
   }
   rate.add(performance.now(), loadedBytes);
   if (totalBytes) bar.value = loadedBytes / totalBytes;
   const parts = [
-    totalBytes ? `${formatBytes(loadedBytes)} of ${formatBytes(totalBytes)}` : formatBytes(loadedBytes),
+    totalBytes ? words.of(formatBytes(loadedBytes), formatBytes(totalBytes)) : formatBytes(loadedBytes),
   ];
   const speed = rate.bytesPerSecond;
   if (speed !== null) parts.push(`${formatBytes(speed)}/s`);
   const left = totalBytes ? rate.msLeft(totalBytes) : null;
-  if (left !== null && left > 1000) parts.push(`${formatDuration(left)} left`);
+  if (left !== null && left > 1000) parts.push(words.left(formatDuration(left)));
   numbersLine.textContent = parts.join(" · ");
 }
 
@@ -80,14 +81,14 @@ function showPhase(current: Progress["phase"]): void {
 /** Shows why a model could not be loaded, and what to do. */
 export function showLoadError(thrown: unknown, wanted: Wanted): void {
   const { title: sentence, advice, detail, cpuHelps, mayPass } = explain(thrown);
-  byId("load-error-title", HTMLElement).textContent = sentence;
-  byId("load-error-advice", HTMLElement).textContent = advice;
-  byId("load-error-detail", HTMLElement).textContent = `${nameOf(wanted)}\n${detail}`;
-  byId("retry", HTMLButtonElement).hidden = !mayPass;
-  byId("retry-cpu", HTMLButtonElement).hidden = !cpuHelps || wanted.device === "cpu";
-  byId("load-error", HTMLElement).hidden = false;
+  element("load-error-title").textContent = sentence;
+  element("load-error-advice").textContent = advice;
+  element("load-error-detail").textContent = `${nameOf(wanted)}\n${detail}`;
+  button("retry").hidden = !mayPass;
+  button("retry-cpu").hidden = !cpuHelps || wanted.device === "cpu";
+  element("load-error").hidden = false;
 }
 
 export function hideLoadError(): void {
-  byId("load-error", HTMLElement).hidden = true;
+  element("load-error").hidden = true;
 }

@@ -1,10 +1,8 @@
-/** The settings: what they are, their fields in the dialog, and their memory across visits. */
+/** The settings: what they are, their memory across visits, presets, and the link that carries them. */
 
 import type { SamplingOptions } from "../src/index.js";
 
-interface NumberSetting {
-  readonly label: string;
-  readonly help: string;
+interface Range {
   readonly initial: number;
   readonly min: number;
   readonly max: number;
@@ -13,120 +11,117 @@ interface NumberSetting {
   readonly slider: boolean;
 }
 
-const numbers = {
-  temperature: {
-    label: "Temperature",
-    help: "0 always takes the most likely token: calm, and the same every time. Higher is more surprising.",
-    initial: 0,
-    min: 0,
-    max: 2,
-    step: 0.05,
-    slider: true,
-  },
-  topK: {
-    label: "Top-k",
-    help: "Choose among the k most likely tokens only. 0 is no limit.",
-    initial: 40,
-    min: 0,
-    max: 200,
-    step: 1,
-    slider: true,
-  },
-  topP: {
-    label: "Top-p",
-    help: "Choose among the likeliest tokens that together hold this share of the probability. 1 is no limit.",
-    initial: 0.95,
-    min: 0.05,
-    max: 1,
-    step: 0.01,
-    slider: true,
-  },
-  minP: {
-    label: "Min-p",
-    help: "Leave out tokens less likely than this share of the best one. 0 is no limit.",
-    initial: 0,
-    min: 0,
-    max: 0.5,
-    step: 0.01,
-    slider: true,
-  },
-  repetitionPenalty: {
-    label: "Repetition penalty",
-    help: "Above 1, tokens that were already written become less likely. 1 changes nothing.",
-    initial: 1,
-    min: 1,
-    max: 2,
-    step: 0.01,
-    slider: true,
-  },
-  maxTokens: {
-    label: "Longest answer",
-    help: "In tokens. A token is a piece of a word, about four letters of English.",
-    initial: 256,
-    min: 1,
-    max: 2048,
-    step: 1,
-    slider: true,
-  },
-  seed: {
-    label: "Seed",
-    help: "The same seed gives the same text, on every device.",
-    initial: 1,
-    min: 0,
-    max: 4294967295,
-    step: 1,
-    slider: false,
-  },
-  nCtx: {
-    label: "Context",
-    help: "How many tokens the model can look back on. 0 takes the model's own; less needs less memory. Counts from the next loading on.",
-    initial: 0,
-    min: 0,
-    max: 131072,
-    step: 1,
-    slider: false,
-  },
-} as const satisfies Record<string, NumberSetting>;
+export const numbers = {
+  temperature: { initial: 0, min: 0, max: 2, step: 0.05, slider: true },
+  topK: { initial: 40, min: 0, max: 200, step: 1, slider: true },
+  topP: { initial: 0.95, min: 0.05, max: 1, step: 0.01, slider: true },
+  minP: { initial: 0, min: 0, max: 0.5, step: 0.01, slider: true },
+  repetitionPenalty: { initial: 1, min: 1, max: 2, step: 0.01, slider: true },
+  maxTokens: { initial: 256, min: 1, max: 2048, step: 1, slider: true },
+  seed: { initial: 1, min: 0, max: 4_294_967_295, step: 1, slider: false },
+  nCtx: { initial: 0, min: 0, max: 131_072, step: 1, slider: false },
+} as const satisfies Record<string, Range>;
 
-type NumberKey = keyof typeof numbers;
-type Values = Record<NumberKey, number> & { system: string };
+export type NumberKey = keyof typeof numbers;
+export const numberKeys = Object.keys(numbers) as NumberKey[];
+
+export interface Values extends Record<NumberKey, number> {
+  system: string;
+  /** As written in the field: one a line, `\n` for a line break. */
+  stop: string;
+}
+
+export const presets = {
+  exact: { temperature: 0, topK: 40, topP: 0.95, minP: 0, repetitionPenalty: 1 },
+  balanced: { temperature: 0.7, topK: 40, topP: 0.95, minP: 0.05, repetitionPenalty: 1.05 },
+  playful: { temperature: 1.1, topK: 0, topP: 0.98, minP: 0.05, repetitionPenalty: 1.1 },
+} as const satisfies Record<string, Partial<Values>>;
+
+export type Preset = keyof typeof presets;
 
 const storageKey = "fledgling.settings";
 
-function defaults(): Values {
-  const entries = Object.entries(numbers).map(([key, { initial }]) => [key, initial] as const);
-  return { ...(Object.fromEntries(entries) as Record<NumberKey, number>), system: "" };
+export function defaults(): Values {
+  const entries = numberKeys.map((key) => [key, numbers[key].initial] as const);
+  return { ...(Object.fromEntries(entries) as Record<NumberKey, number>), system: "", stop: "" };
 }
 
-/** What was kept, checked: an old or a broken entry costs its value only. */
-function restore(): Values {
-  const values = defaults();
-  let kept: unknown;
-  try {
-    kept = JSON.parse(localStorage.getItem(storageKey) ?? "{}");
-  } catch {
-    return values;
-  }
-  if (typeof kept !== "object" || kept === null) return values;
-  const entries = new Map(Object.entries(kept) as [string, unknown][]);
-  for (const key of Object.keys(numbers) as NumberKey[]) {
-    const value = entries.get(key);
-    if (typeof value === "number" && inRange(key, value)) values[key] = value;
-  }
-  const system = entries.get("system");
-  if (typeof system === "string") values.system = system;
-  return values;
+export function inRange(key: NumberKey, value: number): boolean {
+  const { min, max, step } = numbers[key];
+  return value >= min && value <= max && (step < 1 || Number.isInteger(value));
 }
 
-function inRange(key: NumberKey, value: number): boolean {
-  return value >= numbers[key].min && value <= numbers[key].max;
+/** Takes what is right of kept or sent values: an old or a broken entry costs its value only. */
+function take(values: Values, entry: (key: string) => unknown): Values {
+  const taken = { ...values };
+  for (const key of numberKeys) {
+    const value = entry(key);
+    if (typeof value === "number" && inRange(key, value)) taken[key] = value;
+  }
+  for (const key of ["system", "stop"] as const) {
+    const value = entry(key);
+    if (typeof value === "string") taken[key] = value;
+  }
+  return taken;
+}
+
+/** The settings in the part of an address behind `#`; undefined when there are none. */
+export function fromHash(hash: string): Values | undefined {
+  const sent = new URLSearchParams(hash.replace(/^#/, ""));
+  const known = [...numberKeys, "system", "stop"].filter((key) => sent.has(key));
+  if (known.length === 0) return undefined;
+  return take(defaults(), (key) => {
+    const text = sent.get(key);
+    return key === "system" || key === "stop" || text === null || text === "" ? text : Number(text);
+  });
+}
+
+/** What differs from the defaults, as the part of an address behind `#`. Always says the temperature. */
+export function toHash(values: Values): string {
+  const initial = defaults();
+  const keys = [...numberKeys, "system", "stop"] as const;
+  const sent = keys.filter((key) => key === "temperature" || values[key] !== initial[key]);
+  return `#${new URLSearchParams(sent.map((key) => [key, String(values[key])])).toString()}`;
+}
+
+/** The stop texts of the field. */
+export function stopTexts(written: string): string[] {
+  return written
+    .split("\n")
+    .filter((line) => line !== "")
+    .map((line) => line.replaceAll("\\n", "\n"));
 }
 
 export class Settings {
-  #values = restore();
+  #values = this.#restore();
+
+  get values(): Readonly<Values> {
+    return this.#values;
+  }
+
+  set<K extends keyof Values>(key: K, value: Values[K]): void {
+    this.#values[key] = value;
+    this.#keep();
+  }
+
+  replace(values: Readonly<Values>): void {
+    this.#values = { ...values };
+    this.#keep();
+  }
+
+  apply(preset: Preset): void {
+    this.replace({ ...this.#values, ...presets[preset] });
+  }
+
+  /** The preset that these values are; undefined for none. */
+  get preset(): Preset | undefined {
+    return (Object.keys(presets) as Preset[]).find((name) =>
+      Object.entries(presets[name]).every(([key, value]) => this.#values[key as NumberKey] === value),
+    );
+  }
 
   get system(): string {
-    return this.#values.system;
+    return this.#values.system.trim();
   }
 
   /** Undefined for the model's own. */
@@ -137,6 +132,7 @@ export class Settings {
   /** Settings that change nothing are left out. */
   get sampling(): SamplingOptions {
     const { temperature, topK, topP, minP, repetitionPenalty, maxTokens, seed } = this.#values;
+    const stop = stopTexts(this.#values.stop);
     return {
       maxTokens,
       temperature,
@@ -145,62 +141,19 @@ export class Settings {
       ...(topP < 1 && { topP }),
       ...(minP > 0 && { minP }),
       ...(repetitionPenalty !== 1 && { repetitionPenalty }),
+      ...(stop.length > 0 && { stop }),
     };
   }
 
-  reset(): void {
-    this.#values = defaults();
-    this.#keep();
-  }
-
-  /** Fills the dialog with fields that write back here. */
-  render(into: HTMLElement): void {
-    into.replaceChildren(
-      ...(Object.keys(numbers) as NumberKey[]).map((key) => this.#numberField(key)),
-      this.#systemField(),
-    );
-  }
-
-  #numberField(key: NumberKey): HTMLElement {
-    const { label, help, min, max, step, slider } = numbers[key];
-    const attributes = { min: String(min), max: String(max), step: String(step) };
-    const exact = Object.assign(document.createElement("input"), {
-      ...attributes,
-      type: "number",
-      id: `setting-${key}`,
-      required: true,
-      value: String(this.#values[key]),
-    });
-    const range = Object.assign(document.createElement("input"), { ...attributes, type: "range" });
-    range.value = exact.value;
-    range.setAttribute("aria-label", label);
-    const take = (from: HTMLInputElement, other: HTMLInputElement): void => {
-      if (!from.checkValidity()) return;
-      other.value = from.value;
-      this.#values[key] = from.valueAsNumber;
-      this.#keep();
-    };
-    exact.addEventListener("input", () => {
-      take(exact, range);
-    });
-    range.addEventListener("input", () => {
-      take(range, exact);
-    });
-    return field(exact.id, label, help, slider ? [exact, range] : [exact]);
-  }
-
-  #systemField(): HTMLElement {
-    const area = Object.assign(document.createElement("textarea"), {
-      id: "setting-system",
-      rows: 3,
-      value: this.#values.system,
-      placeholder: "The model's own",
-    });
-    area.addEventListener("input", () => {
-      this.#values.system = area.value.trim();
-      this.#keep();
-    });
-    return field(area.id, "System message", "Tells the model, before a conversation, how to behave.", [area]);
+  #restore(): Values {
+    try {
+      const kept: unknown = JSON.parse(localStorage.getItem(storageKey) ?? "{}");
+      if (typeof kept !== "object" || kept === null) return defaults();
+      const entries = new Map(Object.entries(kept) as [string, unknown][]);
+      return take(defaults(), (key) => entries.get(key));
+    } catch {
+      return defaults();
+    }
   }
 
   #keep(): void {
@@ -210,17 +163,4 @@ export class Settings {
       // A browser that keeps nothing still has the settings until the page is left.
     }
   }
-}
-
-function field(id: string, label: string, help: string, inputs: readonly HTMLElement[]): HTMLElement {
-  const element = Object.assign(document.createElement("div"), { className: "setting" });
-  const caption = Object.assign(document.createElement("label"), { htmlFor: id, textContent: label });
-  const explanation = Object.assign(document.createElement("p"), {
-    className: "help",
-    id: `${id}-help`,
-    textContent: help,
-  });
-  inputs[0]?.setAttribute("aria-describedby", explanation.id);
-  element.append(caption, ...inputs, explanation);
-  return element;
 }

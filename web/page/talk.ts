@@ -1,169 +1,195 @@
-/** The conversation with one loaded model: asks it, streams its answers, and asks the server the same. */
+/** One conversation under way: asks who answers, writes what comes into the tree, and tells the page. */
 
-import {
-  FledglingError,
-  type Fledgling,
-  type GenerationResult,
-  type Message,
-  type Timings,
-} from "../src/index.js";
-import { compare, type Side } from "./compare.js";
-import { AnswerView, TurnView } from "./conversation.js";
-import { formatDuration, formatRate } from "./format.js";
-import { askServer, type Question } from "./server.js";
-import type { Settings } from "./settings.js";
-
-export interface Asked {
-  readonly text: string;
-  readonly mode: Question["mode"];
-  /** The name of the server's model to compare with; undefined for no comparison. */
-  readonly compareWith: string | undefined;
-}
+import type { Answerer, End } from "./answerer.js";
+import { compare, type Side, type Verdict } from "./compare.js";
+import { endsModel, explain } from "./explain.js";
+import type { SamplingOptions } from "../src/index.js";
+import { presets, type Settings } from "./settings.js";
+import { talk as words } from "./strings.js";
+import * as trees from "./tree.js";
+import type { Answer, Answered, Conversation, Mode, Node, Question } from "./tree.js";
 
 export interface TalkEvents {
-  /** A new turn to be shown. */
-  turn(element: HTMLElement): void;
-  /** How fast the model here was. */
-  speed(timings: Timings): void;
-  /** Something that a screen reader should say. */
+  /** Turns came or went, or began or ended to be written. */
+  changed(): void;
+  /** The answers to this question have grown. */
+  grew(questionId: string): void;
+  /** A token of the first answerer, for the drawing of its speed. */
+  token(): void;
+  ended(end: End): void;
+  /** All answers to a question are there; the conversation may no longer be the open one. */
+  written(tree: Conversation): void;
   announce(sentence: string): void;
+  /** The model is gone. */
+  lost(): void;
 }
 
 export class Talk {
-  readonly model: Fledgling;
+  tree: Conversation = trees.newConversation(Date.now());
+  /** Who answers; undefined until there is a model. */
+  first: Answerer | undefined;
+  /** Who answers beside it, if anybody. */
+  second: Answerer | undefined;
   readonly #settings: Settings;
   readonly #events: TalkEvents;
-  readonly #history: Message[] = [];
-  #stop: (() => void) | undefined;
+  #stopping: AbortController | undefined;
 
-  constructor(model: Fledgling, settings: Settings, events: TalkEvents) {
-    this.model = model;
+  constructor(settings: Settings, events: TalkEvents) {
     this.#settings = settings;
     this.#events = events;
   }
 
   get writing(): boolean {
-    return this.#stop !== undefined;
+    return this.#stopping !== undefined;
   }
 
   stop(): void {
-    this.#stop?.();
+    this.#stopping?.abort();
   }
 
-  /** Asks, and resolves when all answers are there. Failures are shown in their place. */
-  async ask({ text, mode, compareWith }: Asked): Promise<void> {
-    const question = this.#question(text, mode);
-    const turn = new TurnView(mode === "chat" ? text : undefined, compareWith !== undefined);
-    const given = mode === "complete" ? text : undefined;
-    const { device } = this.model;
-    const here = turn.add(new AnswerView("Here", deviceName(device.kind, device.name), given));
-    const there =
-      compareWith === undefined
-        ? undefined
-        : turn.add(new AnswerView("There", `API · ${compareWith}`, given));
-    this.#events.turn(turn.element);
-    const stopping = new AbortController();
-    this.#stop = () => {
-      stopping.abort();
-    };
-    try {
-      const [sideHere, sideThere] = await Promise.all([
-        this.#answerHere(question, here, stopping.signal),
-        there && compareWith !== undefined
-          ? this.#answerThere(compareWith, question, there, stopping.signal)
-          : undefined,
-      ]);
-      if (sideHere) this.#remember(question, sideHere.text);
-      if (there) turn.judge(judge(sideHere, sideThere));
-    } finally {
-      this.#stop = undefined;
-    }
+  open(tree: Conversation): void {
+    this.stop();
+    this.tree = tree;
+    this.#events.changed();
   }
 
-  #question(text: string, mode: Question["mode"]): Question {
-    if (mode === "complete") return { mode, prompt: text };
+  /** Asks at the end of the conversation. Failures are shown in their place. */
+  async ask(mode: Mode, text: string): Promise<void> {
+    const last = trees.path(this.tree).at(-1);
+    await this.#answer(trees.ask(this.tree, last?.answer?.id ?? null, mode, text));
+  }
+
+  /** Asks again, differently: a branch beside the question. */
+  async edit(question: Question, text: string): Promise<void> {
+    await this.#answer(trees.ask(this.tree, question.parent, question.mode, text));
+  }
+
+  /** Another answer, beside the one there is. */
+  async regenerate(question: Question): Promise<void> {
+    const before = this.tree.nodes.filter(({ parent }) => parent === question.id);
+    await this.#answer(question, before.filter(trees.isAnswer));
+  }
+
+  /** Goes on writing behind a completion. */
+  async goOn(question: Question, answer: Answer): Promise<void> {
+    await this.#answer(trees.ask(this.tree, answer.id, "complete", question.text + answer.text));
+  }
+
+  choose(node: Node): void {
+    if (this.writing) return;
+    trees.choose(this.tree, node);
+    this.#events.changed();
+  }
+
+  async #answer(question: Question, before: readonly Answer[] = []): Promise<void> {
+    const { first, second, tree } = this;
+    if (!first || this.writing) return;
     const { system } = this.#settings;
-    const opening: Message[] = system ? [{ role: "system", content: system }] : [];
-    return { mode, messages: [...opening, ...this.#history, { role: "user", content: text }] };
-  }
-
-  #remember(question: Question, answer: string): void {
-    const asked = question.mode === "chat" ? question.messages.at(-1) : undefined;
-    if (asked) this.#history.push(asked, { role: "assistant", content: answer });
-  }
-
-  /** The side of the model here; undefined when it failed. */
-  async #answerHere(question: Question, view: AnswerView, stopping: AbortSignal): Promise<Side | undefined> {
-    const generation =
-      question.mode === "chat"
-        ? this.model.chat(question.messages, this.#settings.sampling)
-        : this.model.generate(question.prompt, this.#settings.sampling);
-    stopping.addEventListener("abort", () => {
-      generation.cancel();
-    });
+    const options = another(this.#settings.sampling, before, first);
+    const answer = trees.answer(tree, question, empty(first), { system, options });
+    if (second) answer.beside = empty(second);
+    const stopping = new AbortController();
+    this.#stopping = stopping;
+    this.#events.changed();
     try {
-      for await (const piece of generation) view.append(piece);
-    } catch (thrown) {
-      view.fail(thrown);
-      if (thrown instanceof FledglingError) this.#events.announce(`Failed: ${thrown.message}`);
-      return undefined;
+      await Promise.all([
+        this.#write(first, tree, question, answer, answer, stopping.signal),
+        second &&
+          answer.beside &&
+          this.#write(second, tree, question, answer, answer.beside, stopping.signal),
+      ]);
+    } finally {
+      this.#stopping = undefined;
+      tree.updatedMs = Date.now();
+      this.#events.written(tree);
+      this.#events.changed();
     }
-    const { result } = generation;
-    if (!result) return undefined;
-    view.end("done", factsOf(result));
-    this.#events.speed(result.timings);
-    this.#events.announce(`Answer: ${result.text}`);
-    return { text: result.text, complete: result.finishReason !== "cancelled" };
   }
 
-  /** The side of the server; undefined when it failed. */
-  async #answerThere(
-    model: string,
+  /** Writes one side. */
+  async #write(
+    from: Answerer,
+    tree: Conversation,
     question: Question,
-    view: AnswerView,
-    stopping: AbortSignal,
-  ): Promise<Side | undefined> {
-    const startedAt = performance.now();
-    let complete = false;
-    let firstAt: number | undefined;
+    answer: Answer,
+    side: Answered,
+    signal: AbortSignal,
+  ): Promise<void> {
+    const messages = trees.messagesFor(tree, question, answer.system);
+    const asked = { mode: question.mode, messages, prompt: question.text };
+    const isFirst = side === answer;
     try {
-      for await (const piece of askServer(model, question, this.#settings.sampling, stopping)) {
-        if (piece.text) firstAt ??= performance.now();
-        view.append(piece.text);
-        complete ||= piece.finishReason !== null;
+      const pieces = from.answer(asked, answer.options, signal);
+      for (;;) {
+        const next = await pieces.next();
+        if (next.done) {
+          finish(side, next.value);
+          if (isFirst) this.#events.ended(next.value);
+          break;
+        }
+        side.text += next.value.text;
+        if (isFirst && next.value.counts) this.#events.token();
+        this.#events.grew(question.id);
       }
+      if (isFirst) this.#events.announce(words.answered(side.text));
     } catch (thrown) {
-      if (!stopping.aborted) {
-        view.failWith(
-          `The server did not answer: ${thrown instanceof Error ? thrown.message : String(thrown)}`,
-        );
-        return undefined;
-      }
+      this.#fail(from, side, thrown);
     }
-    const now = performance.now();
-    const facts = complete ? [formatDuration(now - startedAt)] : ["stopped"];
-    if (firstAt !== undefined) facts.push(`first text after ${formatDuration(firstAt - startedAt)}`);
-    view.end("done", facts);
-    return { text: view.written, complete };
+    this.#events.grew(question.id);
+  }
+
+  #fail(from: Answerer, side: Answered, thrown: unknown): void {
+    const { title, advice } = explain(thrown);
+    side.state = "failed";
+    side.failure =
+      from.place === words.there
+        ? `${words.serverSilent(thrown instanceof Error ? thrown.message : String(thrown))} ${words.serverAdvice}`
+        : `${title}. ${advice}`;
+    this.#events.announce(words.failed(side.failure));
+    if (endsModel(thrown)) this.#events.lost();
   }
 }
 
-function judge(here: Side | undefined, there: Side | undefined): ReturnType<typeof compare> {
-  if (here && there) return compare(here, there);
-  return { equal: null, sentence: "Nothing to compare: one of the two did not answer." };
+/**
+ * The options for one more answer. The same options would give the same text, so they change where nobody has
+ * changed them: another seed, and some freedom where there was none. An answer keeps the options that it had.
+ */
+function another(options: SamplingOptions, before: readonly Answer[], from: Answerer): SamplingOptions {
+  const last = before.at(-1);
+  if (last?.state !== "done" || last.detail !== from.detail) return options;
+  const seed = (options.seed ?? 0) + before.length;
+  return options.temperature ? { ...options, seed } : { ...options, ...presets.balanced, seed };
 }
 
-export function deviceName(kind: "webgpu" | "cpu", name: string): string {
-  const title = kind === "webgpu" ? "WebGPU" : "CPU";
-  return name && !name.toLowerCase().startsWith(title.toLowerCase()) ? `${title} · ${name}` : name || title;
+function empty({ place, detail }: Answerer): Answered {
+  return {
+    text: "",
+    state: "writing",
+    cut: false,
+    place,
+    detail,
+    tokens: null,
+    tokensPerSecond: null,
+    firstTokenMs: null,
+    failure: "",
+  };
 }
 
-function factsOf(result: GenerationResult): string[] {
-  const { tokenIds, finishReason, timings } = result;
-  const facts = [`${tokenIds.length} token${tokenIds.length === 1 ? "" : "s"}`];
-  if (timings.tokensPerSecond !== null) facts.push(formatRate(timings.tokensPerSecond));
-  facts.push(`first after ${formatDuration(timings.timeToFirstTokenMs)}`);
-  if (finishReason === "length") facts.push("cut at the longest answer");
-  if (finishReason === "cancelled") facts.push("stopped");
-  return facts;
+function finish(side: Answered, end: End): void {
+  side.state = end.finishReason === "cancelled" ? "stopped" : "done";
+  side.cut = end.finishReason === "length";
+  side.tokens = end.tokens;
+  side.tokensPerSecond = end.tokensPerSecond;
+  side.firstTokenMs = end.firstTokenMs;
+}
+
+/** Whether both sides of an answer are the same; undefined while one is written. */
+export function judge(answer: Answer): Verdict | undefined {
+  const { beside } = answer;
+  if (!beside || answer.state === "writing" || beside.state === "writing") return undefined;
+  return compare(sideOf(answer), sideOf(beside));
+}
+
+function sideOf({ state, text }: Answered): Side | undefined {
+  return state === "failed" ? undefined : { text, complete: state === "done" };
 }

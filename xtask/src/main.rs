@@ -38,11 +38,11 @@ enum Command {
     Check,
     /// Build the browser engine and the page into `web/dist`
     Web,
+    /// Speed, memory and size beside another program
+    #[command(subcommand)]
+    Bench(bench::Command),
     /// Make the PyTorch fixtures again (needs python3 with torch, transformers, safetensors)
     Fixtures,
-    /// Measure beside other programs
-    #[command(subcommand)]
-    Bench(Bench),
     /// Fuzz a parser with libFuzzer (needs a nightly toolchain)
     Fuzz {
         /// The target: `gguf`, `tokenizer`, `rows` or `task`
@@ -51,12 +51,6 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
-}
-
-#[derive(Subcommand)]
-enum Bench {
-    /// The CPU engine beside llama.cpp: prefill, decode, start, memory
-    Cpu(bench::Args),
 }
 
 fn main() -> Result<()> {
@@ -71,8 +65,8 @@ fn main() -> Result<()> {
         Command::Miri => test::miri(&sh),
         Command::Check => check::run(&sh),
         Command::Web => build::web(&sh),
+        Command::Bench(command) => bench::run(&sh, &command),
         Command::Fixtures => Ok(cmd!(sh, "python3 tests/fixtures/make.py").run()?),
-        Command::Bench(Bench::Cpu(args)) => bench::run(&sh, &args),
         Command::Fuzz { target, seconds } => fuzz(&sh, &target, seconds),
     }
 }

@@ -9,6 +9,9 @@ use xshell::{Shell, cmd};
 /// wasm-pack's version. It only drives cargo, wasm-bindgen and wasm-opt.
 const WASM_PACK: &str = "0.15.1";
 
+/// wllama's version: the peer of the browser's CPU engine.
+const WLLAMA: &str = "3.8.1";
+
 /// moto's version. Its server is the S3 that the tests of object stores talk to.
 const MOTO: &str = "5.2.1";
 
@@ -176,6 +179,24 @@ pub(crate) fn node(sh: &Shell) -> Result<()> {
             .context("npm could not install the packages of web/")?;
     }
     put_on_path(sh, &sh.current_dir().join("node_modules/.bin"))
+}
+
+/// wllama from npm in the project's cache: the folder that holds its `node_modules`.
+pub(crate) fn wllama(sh: &Shell) -> Result<PathBuf> {
+    let root = paths::tools().join(format!("wllama-{WLLAMA}"));
+    if !root.join("node_modules/@wllama/wllama").is_dir() {
+        println!("setup: installing wllama {WLLAMA} (npm)");
+        let package = format!("@wllama/wllama@{WLLAMA}");
+        sh.create_dir(&root)?;
+        cmd!(
+            sh,
+            "npm install --prefix {root} --no-audit --no-fund --ignore-scripts {package}"
+        )
+        .ignore_stdout()
+        .run()
+        .with_context(|| format!("npm could not install {package}"))?;
+    }
+    Ok(root)
 }
 
 /// A Chromium for the tests, by name or by `FLEDGLING_CHROMIUM`.

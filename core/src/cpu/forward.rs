@@ -118,6 +118,13 @@ impl Runner {
         ops.linear(&weights.output, input, logits); // logits [wanted, V]
     }
 
+    /// What the output matrix would read of the rows that [`Self::layers`] took last. -> [T, C]
+    pub(crate) fn hidden(&mut self, spec: &ModelSpec, weights: &Weights) -> &[f32] {
+        let Self { ops, x, input, .. } = self;
+        ops.norm(spec, &weights.output_norm, x, input); // input [T, C]
+        &input.x
+    }
+
     /// Makes a result of each row of logits, on all threads. [n, V] -> [n]
     pub(crate) fn reduce<R: Send>(
         &mut self,

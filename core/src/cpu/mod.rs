@@ -12,6 +12,7 @@ mod forward;
 mod kernels;
 pub mod math;
 mod memory;
+mod saved;
 mod scalar;
 mod session;
 #[cfg(any(
@@ -25,6 +26,7 @@ mod vector;
 mod weights;
 
 pub use memory::CpuMemory;
+pub use saved::SavedSessionError;
 pub use session::Session;
 
 use crate::{
@@ -195,13 +197,40 @@ impl CpuEngine {
     /// # Errors
     /// When the memory cannot be had, with the bytes needed, or `n_ctx` is beyond what the model's positions allow.
     pub fn session(&self, n_ctx: usize) -> Result<Session, EngineError> {
+        self.session_with(n_ctx, n_ctx)
+    }
+
+    /// As [`Self::session`], but its memory is asked for as it fills, so that many of them fit.
+    ///
+    /// # Errors
+    /// When `n_ctx` is beyond what the model's positions allow.
+    pub fn growing_session(&self, n_ctx: usize) -> Result<Session, EngineError> {
+        self.session_with(n_ctx, 0)
+    }
+
+    fn session_with(&self, n_ctx: usize, n_reserved: usize) -> Result<Session, EngineError> {
         if n_ctx == 0 || n_ctx > self.spec.n_ctx {
             return Err(EngineError::ContextSize {
                 asked: n_ctx,
                 limit: self.spec.n_ctx,
             });
         }
-        Session::new(&self.spec, n_ctx, self.kv)
+        Session::new(&self.spec, n_ctx, n_reserved, self.kv)
+    }
+
+    /// Tokens that a forward pass takes for little more than the cost of one, where its work is to read the weights: what a draft
+    /// and the token before it may be. Measured (LOG.md, "shared passes, drafts, sessions"); 1 where nobody has.
+    pub fn cheap_rows(&self) -> usize {
+        match self.isa {
+            Isa::Avx512 | Isa::Avx2 => 4,
+            _ => 1,
+        }
+    }
+
+    /// Bytes of the keys and values of one position.
+    pub fn position_bytes(&self) -> usize {
+        let n_caches = 2 * self.spec.n_layer * self.spec.n_kv_head;
+        n_caches * self.spec.head_dim * self.kv.size_bytes()
     }
 
     /// Feeds `tokens` and returns the logits after the last. [T] -> [V]
@@ -269,6 +298,39 @@ impl CpuEngine {
         Ok(results)
     }
 
+    /// Feeds `tokens` and calls `each(t, hidden)` for every position in order with the state behind the last norm, which the output
+    /// matrix would read. Logits are not made. [T], hidden [C]
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn forward_hidden(
+        &self,
+        session: &mut Session,
+        tokens: &[u32],
+        each: &mut dyn FnMut(usize, &[f32]),
+    ) -> Result<(), EngineError> {
+        let runner = &mut *self.runner();
+        let feeds = &mut [Feed {
+            session,
+            tokens,
+            wanted_from: tokens.len(),
+        }];
+        let rows = self.begin(feeds)?;
+        for chunk in rows.chunks(CHUNK) {
+            runner.layers(&self.spec, &self.weights, feeds, chunk, &mut None);
+            let hidden = runner.hidden(&self.spec, &self.weights); // [T, C]
+            if !all_finite(hidden) {
+                rewind(feeds, &rows);
+                return Err(self.find_not_finite(runner, feeds, &rows));
+            }
+            for (row, hidden) in chunk.iter().zip(hidden.chunks_exact(self.spec.n_embd)) {
+                each(row.t, hidden);
+            }
+            commit(feeds, chunk);
+        }
+        Ok(())
+    }
+
     /// Feeds `tokens` and shows what every matrix reads on the way, the output matrix too: `watch(names, rows, K)` with the names of
     /// all matrices that read the same rows. Logits are not made. [T], rows [T, K]
     ///
@@ -326,14 +388,7 @@ impl CpuEngine {
         each: &mut Each<'_>,
         watch: &mut Option<&mut WatchInputs<'_>>,
     ) -> Result<(), EngineError> {
-        for feed in &mut *feeds {
-            self.check_input(feed.session, feed.tokens)?;
-            let start = feed.session.tokens().len();
-            // What a call that panicked may have left.
-            feed.session.truncate_cache(start);
-            feed.session.reserve(start + feed.tokens.len())?;
-        }
-        let rows = rows_of(feeds);
+        let rows = self.begin(feeds)?;
         for chunk in rows.chunks(CHUNK) {
             runner.layers(&self.spec, &self.weights, feeds, chunk, watch);
             let is_wanted = |&i: &usize| chunk[i].t >= feeds[chunk[i].feed].wanted_from;
@@ -350,6 +405,18 @@ impl CpuEngine {
             commit(feeds, chunk);
         }
         Ok(())
+    }
+
+    /// Checks the feeds and makes room for them; all their tokens, each with its place.
+    fn begin(&self, feeds: &mut [Feed<'_>]) -> Result<Vec<Row>, EngineError> {
+        for feed in &mut *feeds {
+            self.check_input(feed.session, feed.tokens)?;
+            let start = feed.session.tokens().len();
+            // What a call that panicked may have left.
+            feed.session.truncate_cache(start);
+            feed.session.reserve(start + feed.tokens.len())?;
+        }
+        Ok(rows_of(feeds))
     }
 
     fn check_input(&self, session: &Session, tokens: &[u32]) -> Result<(), EngineError> {

@@ -5,29 +5,38 @@ use crate::spec::ModelSpec;
 use half::{f16, slice::HalfFloatSliceExt};
 use std::ops::Range;
 
-/// Keys, values and tokens of one conversation. Cloning it forks the conversation.
+/// Positions by which a session's memory grows beyond what is needed, beside a quarter of what it has.
+const GROWTH: usize = 64;
+
+/// Keys, values and tokens of one conversation. [`Self::fork`] copies it, [`Self::rewind`] forgets its end, and
+/// [`super::CpuEngine::save_session`] makes bytes of it. What follows has the same bits as if the tokens had just been fed.
 #[derive(Debug, Clone)]
 pub struct Session {
-    tokens: Vec<u32>,
+    pub(super) tokens: Vec<u32>,
     n_ctx: usize,
-    kv: KvDType,
+    pub(super) kv: KvDType,
     n_kv_head: usize,
-    head_dim: usize,
+    pub(super) head_dim: usize,
     /// One for each layer and head: `layer * n_kv_head + head`.
-    k: Vec<HeadCache>,
-    v: Vec<HeadCache>,
+    pub(super) k: Vec<HeadCache>,
+    pub(super) v: Vec<HeadCache>,
 }
 
 /// Keys or values of one head in one layer; grows within the reserved memory. [n, D]
 #[derive(Debug, Clone)]
-enum HeadCache {
+pub(super) enum HeadCache {
     F16(Vec<f16>),
     F32(Vec<f32>),
 }
 
 impl Session {
-    /// Reserves the memory of all `n_ctx` positions (the operating system provides it when it is used).
-    pub(crate) fn new(spec: &ModelSpec, n_ctx: usize, kv: KvDType) -> Result<Self, EngineError> {
+    /// Reserves the memory of `n_reserved` positions, of `n_ctx` that there may be.
+    pub(crate) fn new(
+        spec: &ModelSpec,
+        n_ctx: usize,
+        n_reserved: usize,
+        kv: KvDType,
+    ) -> Result<Self, EngineError> {
         let mut session = Self {
             tokens: Vec::new(),
             n_ctx,
@@ -37,8 +46,37 @@ impl Session {
             k: vec![HeadCache::new(kv); spec.n_layer * spec.n_kv_head],
             v: vec![HeadCache::new(kv); spec.n_layer * spec.n_kv_head],
         };
-        session.reserve(n_ctx)?;
+        session.reserve(n_reserved)?;
         Ok(session)
+    }
+
+    /// A copy of the first `len` tokens with their keys and values, which goes its own way. It takes memory for those and grows with
+    /// what is fed.
+    ///
+    /// # Errors
+    /// When the memory cannot be had.
+    ///
+    /// # Panics
+    /// When there are fewer than `len` tokens.
+    pub fn fork(&self, len: usize) -> Result<Self, EngineError> {
+        let mut copy = Self {
+            tokens: self.tokens[..len].to_vec(),
+            k: vec![HeadCache::new(self.kv); self.k.len()],
+            v: vec![HeadCache::new(self.kv); self.v.len()],
+            ..*self
+        };
+        copy.reserve(len)?;
+        let from = self.k.iter().chain(&self.v);
+        for (to, from) in copy.k.iter_mut().chain(&mut copy.v).zip(from) {
+            to.extend_from(from, len * self.head_dim);
+        }
+        Ok(copy)
+    }
+
+    /// Bytes of memory that are reserved for keys and values; the operating system provides them as they are used.
+    pub fn reserved_bytes(&self) -> usize {
+        let caches = self.k.iter().chain(&self.v);
+        caches.map(HeadCache::capacity).sum::<usize>() * self.kv.size_bytes()
     }
 
     /// The tokens fed so far.
@@ -72,6 +110,16 @@ impl Session {
 
     /// Makes sure that `n_positions` fit without another allocation.
     pub(crate) fn reserve(&mut self, n_positions: usize) -> Result<(), EngineError> {
+        let caches = self.k.iter().chain(&self.v);
+        let n_held = caches.map(HeadCache::capacity).min().unwrap_or(0) / self.head_dim;
+        if n_positions <= n_held {
+            return Ok(());
+        }
+        // Growing by a share keeps the copies that growing costs in proportion to the length.
+        let n_positions = match n_held {
+            0 => n_positions,
+            _ => n_positions.max((n_held + n_held / 4 + GROWTH).min(self.n_ctx)),
+        };
         let n_elements = n_positions.saturating_mul(self.head_dim);
         let mut caches = self.k.iter_mut().chain(&mut self.v);
         if caches.all(|cache| cache.try_reserve(n_elements)) {
@@ -136,11 +184,65 @@ impl HeadCache {
         }
     }
 
-    /// Room for `n` elements in all (more after a fork, so that growing stays cheap); false when the memory cannot be had.
+    /// Room for `n` elements in all; false when the memory cannot be had.
     fn try_reserve(&mut self, n: usize) -> bool {
+        let more = |len: usize| n.saturating_sub(len);
         match self {
-            Self::F16(rows) => rows.try_reserve(n.saturating_sub(rows.len())).is_ok(),
-            Self::F32(rows) => rows.try_reserve(n.saturating_sub(rows.len())).is_ok(),
+            Self::F16(rows) => rows.try_reserve_exact(more(rows.len())).is_ok(),
+            Self::F32(rows) => rows.try_reserve_exact(more(rows.len())).is_ok(),
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        match self {
+            Self::F16(rows) => rows.capacity(),
+            Self::F32(rows) => rows.capacity(),
+        }
+    }
+
+    /// Appends the first `len` elements of another of the same type.
+    fn extend_from(&mut self, other: &Self, len: usize) {
+        match (self, other) {
+            (Self::F16(to), Self::F16(from)) => to.extend_from_slice(&from[..len]),
+            (Self::F32(to), Self::F32(from)) => to.extend_from_slice(&from[..len]),
+            _ => unreachable!("all caches of a session are of one type"),
+        }
+    }
+
+    /// Appends the elements to `out`, little-endian.
+    pub(super) fn write_to(&self, out: &mut Vec<u8>) {
+        let start = out.len();
+        match self {
+            Self::F16(rows) => {
+                out.resize(start + 2 * rows.len(), 0);
+                for (bytes, x) in out[start..].chunks_exact_mut(2).zip(rows) {
+                    bytes.copy_from_slice(&x.to_le_bytes());
+                }
+            }
+            Self::F32(rows) => {
+                out.resize(start + 4 * rows.len(), 0);
+                for (bytes, x) in out[start..].chunks_exact_mut(4).zip(rows) {
+                    bytes.copy_from_slice(&x.to_le_bytes());
+                }
+            }
+        }
+    }
+
+    /// Appends the elements that [`Self::write_to`] wrote; false when one is not finite.
+    pub(super) fn read_from(&mut self, bytes: &[u8]) -> bool {
+        match self {
+            Self::F16(rows) => {
+                let values = bytes
+                    .chunks_exact(2)
+                    .map(|x| f16::from_le_bytes([x[0], x[1]]));
+                rows.extend(values);
+                rows.iter().fold(true, |finite, x| finite & x.is_finite())
+            }
+            Self::F32(rows) => {
+                let values = bytes.chunks_exact(4);
+                rows.extend(values.map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])));
+                rows.iter().fold(true, |finite, x| finite & x.is_finite())
+            }
         }
     }
 

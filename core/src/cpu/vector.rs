@@ -375,6 +375,7 @@ pub(crate) unsafe fn gelu<V: F32x16>(x: &[f32], out: &mut [f32]) {
 
 /// # Safety
 /// The instruction set is there.
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
 pub(crate) unsafe fn attend<V: F32x16>(
     d: usize,
@@ -395,8 +396,11 @@ pub(crate) unsafe fn attend<V: F32x16>(
 }
 
 /// q (H, D), k (n, D), v (n, D), scores (H, n) -> out (H, D)
+///
+/// # Safety
+/// The instruction set is there.
 #[inline(always)]
-unsafe fn attend_to<V: F32x16, E: Element>(
+pub(crate) unsafe fn attend_to<V: F32x16, E: Element>(
     d: usize,
     q: &[f32],
     k: &[E],

@@ -5,6 +5,7 @@ use crate::{
     gguf::Gguf,
     quant::{DType, dequantize},
     spec::{Mlp, ModelSpec, Position, Role, TensorEntry, tensor_table},
+    xxh64::xxh64,
 };
 use bytes::Bytes;
 use std::{collections::HashMap, ops::Range};
@@ -135,6 +136,37 @@ impl Weights {
             output_norm: binder.norm(None, Role::OutputNorm, Role::OutputNormBias)?,
             output: binder.linear(None, &[(output, None)])?,
         })
+    }
+
+    /// XXH64 of names, types and values of all tensors.
+    pub(crate) fn hash(&self) -> u64 {
+        let matrix = |hash: u64, matrix: &Matrix| {
+            let head = format!("{} {} {}", matrix.name, matrix.dtype, matrix.n_cols);
+            xxh64(&matrix.bytes, xxh64(head.as_bytes(), hash))
+        };
+        let vector = |hash: u64, values: &[f32]| xxh64(bytemuck::cast_slice(values), hash);
+        let norm = |hash: u64, norm: &NormWeights| {
+            let hash = xxh64(norm.name.as_bytes(), hash);
+            vector(vector(hash, &norm.weight), &norm.bias)
+        };
+        let linear = |hash: u64, linear: &Linear| {
+            vector(linear.parts.iter().fold(hash, matrix), &linear.bias)
+        };
+        let mut hash = matrix(0, &self.token_embd);
+        hash = self.position_embd.iter().fold(hash, matrix);
+        for layer in &self.layers {
+            let norms = [&layer.attn_norm, &layer.ffn_norm];
+            let head_norms = layer.q_norm.iter().chain(&layer.k_norm);
+            hash = norms.into_iter().chain(head_norms).fold(hash, norm);
+            let linears = [
+                &layer.qkv,
+                &layer.attn_output,
+                &layer.ffn_up,
+                &layer.ffn_down,
+            ];
+            hash = linears.into_iter().fold(hash, linear);
+        }
+        linear(norm(hash, &self.output_norm), &self.output)
     }
 
     /// See [`super::CpuEngine::replace_matrix`].

@@ -7,5 +7,4 @@ pub mod events;
 pub mod history;
 pub mod overview;
 pub mod page;
-pub mod plot;
-pub mod text;
+pub use fledgling_eval::{plot, text};

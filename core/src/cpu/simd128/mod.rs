@@ -78,7 +78,17 @@ entries! {
     layer_norm(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, out: &mut [f32]);
     silu_mul(gate: &[f32], up: &[f32], out: &mut [f32]);
     gelu(x: &[f32], out: &mut [f32]);
-    attend(d: usize, q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]);
+}
+
+fn attend(d: usize, q: &[f32], k: KvRows<'_>, v: KvRows<'_>, scores: &mut [f32], out: &mut [f32]) {
+    match (k, v) {
+        // SAFETY: this module is compiled only where simd128 is there.
+        (KvRows::F16(k), KvRows::F16(v)) => unsafe {
+            vector::attend_to::<Lanes, f16>(d, q, k, v, scores, out);
+        },
+        // A cache in f32 is for comparisons, for which the page need not download 40 kB.
+        _ => scalar::attend(d, q, k, v, scores, out),
+    }
 }
 
 fn quantize_row(x: &[f32], out: &mut [QuantBlock]) {

@@ -408,7 +408,7 @@ fn wrong_input_is_refused_and_leaves_the_session_as_it_was() {
 fn a_cache_beyond_memory_is_an_error_with_its_size() {
     let mut spec = tiny_spec(Family::Llama);
     spec.head_dim = usize::MAX >> 22;
-    let error = Session::new(&spec, 1 << 20, KvDType::F16).err();
+    let error = Session::new(&spec, 1 << 20, 1 << 20, KvDType::F16).err();
     let bytes = usize::MAX; // or more: 8 caches, 2^20 positions, 2 bytes
     assert_eq!(
         error,

@@ -4,3 +4,5 @@
 
 mod engine;
 mod kernels;
+mod session;
+mod speculate;

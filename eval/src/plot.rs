@@ -3,7 +3,7 @@
 //!
 //! Coordinates within a plot are thousandths of its width, and of its height from the top.
 
-use super::text::short;
+use crate::text::{date, short};
 use serde::Serialize;
 
 /// Points along the width of a curve at most; longer series are thinned, keeping their highs and lows.
@@ -45,6 +45,47 @@ pub enum Scale {
     FromZero,
     /// Logarithmic where the values span more than a factor of [`LOG_SPAN`].
     Auto,
+}
+
+/// What a plot's points lie on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Across {
+    /// Steps of a run.
+    Steps,
+    /// Days since 1970, UTC.
+    Days,
+}
+
+impl Across {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Steps => "step",
+            Self::Days => "day (UTC)",
+        }
+    }
+
+    fn place(self, x: f64) -> String {
+        match self {
+            Self::Steps => format!("step {x}"),
+            Self::Days => day(x),
+        }
+    }
+
+    fn ticks(self, x: Axis) -> Vec<Tick> {
+        let values = linear_ticks(x, 6);
+        match self {
+            Self::Steps => ticks(x, values, &label_for(x)),
+            // Half a day has no name.
+            Self::Days => {
+                let whole = values.into_iter().filter(|value| value.fract() == 0.0);
+                ticks(x, whole.collect(), &day)
+            }
+        }
+    }
+}
+
+fn day(days: f64) -> String {
+    date(days * 86_400.0)[..10].to_owned()
 }
 
 /// A plot as the page's template draws it.
@@ -104,6 +145,17 @@ impl Axis {
 impl Plot {
     /// Draws the series over their steps; `None` where there is nothing to see.
     pub fn new(title: &str, y_label: &str, scale: Scale, series: &[Series]) -> Option<Self> {
+        Self::over(Across::Steps, title, y_label, scale, series)
+    }
+
+    /// Draws the series over whatever their points lie on.
+    pub fn over(
+        across: Across,
+        title: &str,
+        y_label: &str,
+        scale: Scale,
+        series: &[Series],
+    ) -> Option<Self> {
         let finite = || {
             let points = series.iter().flat_map(|series| &series.points);
             points.filter(|(x, y)| x.is_finite() && y.is_finite())
@@ -122,15 +174,15 @@ impl Plot {
         let label_y = label_for(y);
         Some(Self {
             title: title.to_owned(),
-            x_label: "step".to_owned(),
+            x_label: across.name().to_owned(),
             y_label: y_label.to_owned(),
             log: y.log,
-            x_ticks: ticks(x, linear_ticks(x, 6), &label_for(x)),
+            x_ticks: across.ticks(x),
             y_ticks: ticks(y, y_tick_values(y), &label_y),
             curves: series
                 .iter()
                 .filter(|series| !series.points.is_empty())
-                .map(|series| curve(series, x, y))
+                .map(|series| curve(series, across, x, y))
                 .collect(),
         })
     }
@@ -250,7 +302,7 @@ fn ticks(axis: Axis, values: Vec<f64>, label: &impl Fn(f64) -> String) -> Vec<Ti
         .collect()
 }
 
-fn curve(series: &Series, x: Axis, y: Axis) -> Curve {
+fn curve(series: &Series, across: Across, x: Axis, y: Axis) -> Curve {
     let points: Vec<_> = match series.kind {
         Kind::Faint | Kind::Line => thin(&series.points, x),
         Kind::Dots => series.points.clone(),
@@ -280,7 +332,7 @@ fn curve(series: &Series, x: Axis, y: Axis) -> Curve {
             .filter(|point| point.1.is_finite())
             .map(|&point| {
                 let (x, y) = place(point);
-                let title = format!("step {}: {:.4}", point.0, point.1);
+                let title = format!("{}: {:.4}", across.place(point.0), point.1);
                 Dot { x, y, title }
             })
             .collect(),
@@ -391,6 +443,14 @@ mod tests {
         assert!(flat.y_ticks.len() > 2);
         let fast = plot(Scale::FromZero, &[(1.0, 1e4), (20_000.0, 5e4)]);
         assert_eq!(labels(&fast.y_ticks), ["0", "20k", "40k"]);
+    }
+
+    #[test]
+    fn days_have_dates() {
+        let line = series(Kind::Dots, &[(20_454.0, 1.0), (20_460.0, 2.0)]);
+        let plot = Plot::over(Across::Days, "t", "y", Scale::Values, &[line]).unwrap();
+        assert_eq!(labels(&plot.x_ticks)[..2], ["2026-01-01", "2026-01-02"]);
+        assert_eq!(plot.curves[0].dots[1].title, "2026-01-07: 2.0000");
     }
 
     #[test]

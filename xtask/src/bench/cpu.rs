@@ -1,4 +1,4 @@
-//! `cargo xtask bench cpu`: the CPU engine beside llama.cpp, in turns on the same files.
+//! The CPU engine beside llama.cpp, in turns on the same files.
 
 use crate::{build, paths};
 use anyhow::{Context, Result, ensure};
