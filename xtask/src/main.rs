@@ -30,6 +30,10 @@ enum Command {
     Quickstart(quickstart::Args),
     /// Build everything and run every test
     Test(test::Args),
+    /// Test the engine as a program of 64-bit ARM (under qemu elsewhere)
+    TestArm64,
+    /// Test the pool and the portable kernels in Miri (needs a nightly toolchain)
+    Miri,
     /// Formatting, lints with warnings denied, licences and sources of dependencies
     Check,
     /// Build the browser engine and the page into `web/dist`
@@ -57,6 +61,8 @@ fn main() -> Result<()> {
         Command::Setup => setup::all(&sh),
         Command::Quickstart(args) => quickstart::run(&sh, &args),
         Command::Test(args) => test::run(&sh, &args),
+        Command::TestArm64 => test::arm64(&sh),
+        Command::Miri => test::miri(&sh),
         Command::Check => check::run(&sh),
         Command::Web => build::web(&sh),
         Command::Bench(command) => bench::run(&sh, &command),

@@ -15,6 +15,9 @@ const WLLAMA: &str = "3.8.1";
 /// moto's version. Its server is the S3 that the tests of object stores talk to.
 const MOTO: &str = "5.2.1";
 
+/// Where the engine's tests for ARM are built.
+pub(crate) const ARM64: &str = "aarch64-unknown-linux-musl";
+
 /// Everything that `test` and `quickstart` need.
 pub(crate) fn all(sh: &Shell) -> Result<()> {
     wasm(sh)?;
@@ -37,22 +40,51 @@ pub(crate) fn wasm(sh: &Shell) -> Result<()> {
 }
 
 fn wasm_target(sh: &Shell) -> Result<()> {
+    rust_target(sh, "wasm32-unknown-unknown")
+}
+
+/// The standard library of another target.
+fn rust_target(sh: &Shell, target: &str) -> Result<()> {
     let sysroot = cmd!(sh, "rustc --print sysroot").quiet().read()?;
-    if Path::new(&sysroot)
-        .join("lib/rustlib/wasm32-unknown-unknown/lib")
-        .is_dir()
-    {
+    let lib = format!("lib/rustlib/{target}/lib");
+    if Path::new(&sysroot).join(lib).is_dir() {
         return Ok(());
     }
     if !on_path("rustup") {
         bail!(
-            "the Rust target wasm32-unknown-unknown is missing, and so is rustup, which would install it: install both (https://rustup.rs)"
+            "the Rust target {target} is missing, and so is rustup, which would install it: install both (https://rustup.rs)"
         );
     }
-    println!("setup: adding the Rust target wasm32-unknown-unknown");
-    cmd!(sh, "rustup target add wasm32-unknown-unknown")
+    println!("setup: adding the Rust target {target}");
+    cmd!(sh, "rustup target add {target}")
         .run()
-        .context("rustup could not add the wasm target")
+        .with_context(|| format!("rustup could not add {target}"))
+}
+
+/// What runs programs of 64-bit ARM on this machine, and their standard library (musl: it needs no cross compiler).
+pub(crate) fn arm64(sh: &Shell) -> Result<()> {
+    rust_target(sh, ARM64)?;
+    if cfg!(target_arch = "aarch64") || on_path("qemu-aarch64-static") {
+        return Ok(());
+    }
+    debian_package(sh, "qemu-user-static", "qemu-aarch64-static")
+}
+
+/// Miri, of the nightly toolchain.
+pub(crate) fn miri(sh: &Shell) -> Result<()> {
+    if cmd!(sh, "cargo +nightly miri --version")
+        .quiet()
+        .ignore_stdout()
+        .ignore_stderr()
+        .run()
+        .is_ok()
+    {
+        return Ok(());
+    }
+    println!("setup: installing Miri");
+    cmd!(sh, "rustup component add --toolchain nightly miri rust-src")
+        .run()
+        .context("Miri needs a nightly toolchain: `rustup toolchain install nightly`")
 }
 
 /// The version of wasm-bindgen in Cargo.lock: the command line tool must be the same one.

@@ -4,6 +4,15 @@ use crate::{build, setup};
 use anyhow::{Context, Result};
 use xshell::{Shell, cmd};
 
+/// Packages with the tests that Miri can do in minutes.
+const MIRI: [(&str, &[&str]); 2] = [
+    ("fledgling-pool", &[]),
+    (
+        "fledgling-core",
+        &["cpu::scalar", "cpu::kernels", "quant::blocks"],
+    ),
+];
+
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Only tests whose name holds this (Rust tests only)
@@ -30,4 +39,41 @@ pub(crate) fn run(sh: &Shell, args: &Args) -> Result<()> {
     .env("VK_DRIVER_FILES", driver)
     .run()
     .context("tests failed")
+}
+
+/// The tests of the inference engine as programs of 64-bit ARM, with NEON; under qemu where this machine is another one.
+pub(crate) fn arm64(sh: &Shell) -> Result<()> {
+    setup::arm64(sh)?;
+    let target = setup::ARM64;
+    let name = target.to_uppercase().replace('-', "_");
+    let command = cmd!(
+        sh,
+        "cargo test -p fledgling-core -p fledgling-pool --target {target} --lib"
+    )
+    .env(format!("CARGO_TARGET_{name}_LINKER"), "rust-lld");
+    let command = if cfg!(target_arch = "aarch64") {
+        command
+    } else {
+        command.env(
+            format!("CARGO_TARGET_{name}_RUNNER"),
+            "qemu-aarch64-static -cpu max",
+        )
+    };
+    command.run().context("tests failed on ARM")
+}
+
+/// The tests of the pool, of GGUF and of the portable kernels in Miri, which finds undefined behaviour.
+pub(crate) fn miri(sh: &Shell) -> Result<()> {
+    setup::miri(sh)?;
+    for (package, filter) in MIRI {
+        cmd!(
+            sh,
+            "cargo +nightly miri test -p {package} --lib -- {filter...}"
+        )
+        .env("MIRIFLAGS", "-Zmiri-disable-isolation")
+        .env("PROPTEST_CASES", "2")
+        .run()
+        .with_context(|| format!("Miri found something in {package}"))?;
+    }
+    Ok(())
 }

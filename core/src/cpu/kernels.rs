@@ -66,8 +66,12 @@ impl Kernels {
             Isa::Avx512 => super::avx512::kernels(),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => None,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => Some(&super::simd128::KERNELS),
+            #[cfg(not(target_arch = "aarch64"))]
+            Isa::Neon => None,
             #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-            Isa::Simd128 => Some(&super::wasm::KERNELS),
+            Isa::Simd128 => Some(&super::simd128::KERNELS),
             #[cfg(not(all(target_arch = "wasm32", target_feature = "simd128")))]
             Isa::Simd128 => None,
         }
@@ -104,8 +108,8 @@ pub(crate) struct Scratch {
     pub(crate) scales: Vec<f32>,
     /// Their minima. [K / 32, rows]
     pub(crate) mins: Vec<f32>,
-    /// Rows of activations as wasm's products read them.
-    #[cfg(target_arch = "wasm32")]
+    /// Rows of activations as products of 128 bits read them.
+    #[cfg(any(target_arch = "aarch64", target_arch = "wasm32"))]
     pub(crate) ordered: Ordered,
     /// A few rows of activations in bytes. [T, K / 32]
     #[cfg(target_arch = "x86_64")]
@@ -113,7 +117,7 @@ pub(crate) struct Scratch {
 }
 
 /// Quantised rows, part after part in arrays, each row filled up with zeros to whole fours of parts.
-#[cfg(target_arch = "wasm32")]
+#[cfg(any(target_arch = "aarch64", target_arch = "wasm32"))]
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ordered {
     /// Parts of a row, with those that fill it up.

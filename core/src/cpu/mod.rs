@@ -15,11 +15,14 @@ mod memory;
 mod saved;
 mod scalar;
 mod session;
+#[cfg(any(
+    target_arch = "aarch64",
+    all(target_arch = "wasm32", target_feature = "simd128")
+))]
+mod simd128;
 #[cfg(test)]
 mod tests;
 mod vector;
-#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-mod wasm;
 mod weights;
 
 pub use memory::CpuMemory;
@@ -58,13 +61,21 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 (F, BW, VL, DQ) and its VNNI.
     Avx512,
+    /// aarch64, which always has NEON.
+    Neon,
     /// wasm32 compiled with simd128.
     Simd128,
 }
 
 impl Isa {
     /// All, the best first.
-    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Simd128, Self::Scalar];
+    pub const ALL: [Self; 5] = [
+        Self::Avx512,
+        Self::Avx2,
+        Self::Neon,
+        Self::Simd128,
+        Self::Scalar,
+    ];
 
     /// The best that this machine has.
     pub fn best() -> Self {
@@ -87,6 +98,7 @@ impl fmt::Display for Isa {
             Self::Scalar => "scalar",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Neon => "neon",
             Self::Simd128 => "simd128",
         })
     }
@@ -102,7 +114,7 @@ impl FromStr for Isa {
 
 /// No instruction set has this name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("there are no kernels called `{0}`: give avx512, avx2, simd128 or scalar")]
+#[error("there are no kernels called `{0}`: give avx512, avx2, neon, simd128 or scalar")]
 pub struct UnknownIsa(String);
 
 /// Element type of the key and value cache.

@@ -488,6 +488,6 @@ fn instruction_sets_have_names() {
     let error = "sse9".parse::<Isa>().unwrap_err().to_string();
     assert_eq!(
         error,
-        "there are no kernels called `sse9`: give avx512, avx2, simd128 or scalar"
+        "there are no kernels called `sse9`: give avx512, avx2, neon, simd128 or scalar"
     );
 }

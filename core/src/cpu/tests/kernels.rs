@@ -16,10 +16,14 @@ use half::{f16, slice::HalfFloatSliceExt};
 fn tables() -> Vec<&'static Kernels> {
     let others = Isa::ALL.into_iter().filter(|&isa| isa != Isa::Scalar);
     let tables: Vec<_> = others.filter_map(Kernels::for_isa).collect();
-    let expects_one = cfg!(any(target_arch = "x86_64", target_feature = "simd128"));
+    let expects_one = cfg!(any(
+        target_arch = "x86_64",
+        target_arch = "aarch64",
+        target_feature = "simd128"
+    ));
     assert!(
         !tables.is_empty() || !expects_one,
-        "machines that run these tests have AVX2 or simd128"
+        "machines that run these tests have AVX2, NEON or simd128"
     );
     tables
 }

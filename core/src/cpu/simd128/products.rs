@@ -20,7 +20,8 @@ use crate::{
     quant::blocks,
 };
 use fledgling_pool::Columns;
-use std::{arch::wasm32::*, ops::Range};
+use super::arch::*;
+use std::ops::Range;
 
 /// Rows of weights whose chains run in one vector.
 const ROWS: usize = 4;

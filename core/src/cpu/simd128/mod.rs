@@ -1,7 +1,8 @@
-//! wasm32 with simd128: the functions of [`super::scalar`] with the same bits. Chosen when compiling: a module with
-//! one SIMD instruction runs only where all of them are there.
+//! Vectors of 128 bits, of wasm32 with simd128 and of aarch64 with NEON: the functions of [`super::scalar`] with the same
+//! bits. Chosen when compiling: a wasm module with one SIMD instruction runs only where all of them are there, and every
+//! aarch64 has NEON.
 //!
-//! Start at [`products`]; [`weights`] unpacks blocks.
+//! Written in wasm's instructions; `neon.rs` says what these are on aarch64. Start at [`products`]; [`weights`] unpacks blocks.
 
 #![allow(
     clippy::inline_always,
@@ -17,8 +18,15 @@
 )]
 
 mod lanes;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod products;
 mod weights;
+
+#[cfg(target_arch = "aarch64")]
+use neon as arch;
+#[cfg(target_arch = "wasm32")]
+use std::arch::wasm32 as arch;
 
 use super::{
     Isa,
@@ -33,10 +41,16 @@ use fledgling_pool::Columns;
 use half::{bf16, f16};
 use lanes::Lanes;
 use products::matmul_blocks;
-use std::{arch::wasm32::*, ops::Range};
+use arch::*;
+use std::ops::Range;
+
+#[cfg(target_arch = "aarch64")]
+const ISA: Isa = Isa::Neon;
+#[cfg(target_arch = "wasm32")]
+const ISA: Isa = Isa::Simd128;
 
 pub(crate) static KERNELS: Kernels = Kernels {
-    isa: Isa::Simd128,
+    isa: ISA,
     quantize_row,
     matmul,
     rms_norm,

@@ -2,7 +2,7 @@
 
 use crate::cpu::vector::F32x16;
 use half::{bf16, f16};
-use std::arch::wasm32::*;
+use super::arch::*;
 
 /// Lanes 0..4, 4..8, 8..12 and 12..16.
 ///

@@ -8,7 +8,8 @@ use crate::{
         scale_and_min,
     },
 };
-use std::{arch::wasm32::*, mem::offset_of};
+use super::arch::*;
+use std::mem::offset_of;
 
 /// Four parts of 32 elements, each by its block and its number there: of one row, or of four.
 pub(super) type Parts<'a, W> = [(&'a W, usize); 4];
