@@ -2,6 +2,7 @@
 
 use crate::{
     generate::SpeculationArgs,
+    inspect::scalars_json,
     interrupt::Graceful,
     model::{self, EngineArgs, Model},
     output::{UsageError, note, print, print_json},
@@ -108,15 +109,15 @@ pub fn run(args: &Args) -> Result<()> {
         // The port first: it costs nothing, the model may cost seconds.
         let listener = listen(&args.host, args.port).await?;
         let model = model::open(&args.model)?;
-        let files = model.files.clone();
+        let shelf = shelf(&model);
         let state = api_state(args, &model, api_keys)?;
         if page.is_none() && !args.no_page {
             note("the page is not built: serving the API only (build it with `cargo xtask web`, or name its folder with --page)");
         }
-        if files.len() > 1 && page.is_some() {
+        if model.files.len() > 1 && page.is_some() {
             note("the page cannot load a model in several files yet: it uses the API (export it as one file for the browser)");
         }
-        serve(listener, app(state, &files, page.as_deref()), args.json).await
+        serve(listener, app(state, shelf, &model.files, page.as_deref()), args.json).await
     })
 }
 
@@ -193,20 +194,29 @@ fn api_state(args: &Args, model: &Model, api_keys: Vec<String>) -> Result<ApiSta
     Ok(ApiState::new(info, engine, options)?)
 }
 
-/// The page's files first, then the API. `files` are the model's: the page is offered one, parts can be fetched.
-fn app(state: ApiState, files: &[PathBuf], page: Option<&Path>) -> Router {
-    let name_of = |file: &Path| {
-        let name = file.file_name().unwrap_or_default();
-        name.to_string_lossy().into_owned()
+fn file_name(file: &Path) -> String {
+    let name = file.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
+/// What the page is offered: a model in one file, with what it says of itself.
+fn shelf(model: &Model) -> serde_json::Value {
+    let [file] = &model.files[..] else {
+        return serde_json::json!([]);
     };
-    let shelf = match files {
-        [file] => {
-            let (name, metadata) = (name_of(file), std::fs::metadata(file));
-            let size_bytes = metadata.map(|metadata| metadata.len()).ok();
-            serde_json::json!([{"name": name, "url": format!("models/{}", escape(&name)), "sizeBytes": size_bytes}])
-        }
-        _ => serde_json::json!([]),
-    };
+    let name = file_name(file);
+    let size_bytes = std::fs::metadata(file).map(|metadata| metadata.len()).ok();
+    let metadata = scalars_json(&model.gguf.header().metadata);
+    serde_json::json!([{"name": name, "url": format!("models/{}", escape(&name)), "sizeBytes": size_bytes, "metadata": metadata}])
+}
+
+/// The page's files first, then the API. `files` are the model's, and can be fetched; `shelf` is what the page is offered of them.
+fn app(
+    state: ApiState,
+    shelf: serde_json::Value,
+    files: &[PathBuf],
+    page: Option<&Path>,
+) -> Router {
     let metrics = state.clone();
     let api = fledgling_lambda::router(state);
     let mut own = Router::new()
@@ -219,7 +229,7 @@ fn app(state: ApiState, files: &[PathBuf], page: Option<&Path>) -> Router {
             get(move || std::future::ready(metrics.prometheus())),
         );
     for file in files {
-        let route = format!("/models/{}", escape(&name_of(file)));
+        let route = format!("/models/{}", escape(&file_name(file)));
         own = own.route_service(&route, ServeFile::new(file));
     }
     let app = match page {

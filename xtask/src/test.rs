@@ -28,6 +28,9 @@ pub(crate) fn run(sh: &Shell, args: &Args) -> Result<()> {
         cmd!(sh, "npm run --silent test")
             .run()
             .context("the tests of web/ failed")?;
+        cmd!(sh, "npm run --silent flows")
+            .run()
+            .context("a person's way through the page failed")?;
     }
     // The software GPU, also where there is a real one: the same picture on every machine.
     let driver = setup::lavapipe().context("no lavapipe")?;

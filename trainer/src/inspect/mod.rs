@@ -13,7 +13,7 @@ use crate::{
 use anyhow::Result;
 use contents::{Contents, Part, Tensor, open};
 use fledgling_core::{
-    gguf::{Array, Value},
+    gguf::{Array, Metadata, Value},
     spec::{ModelSpec, Position},
 };
 use serde_json::{Map, json};
@@ -363,6 +363,19 @@ fn write_memory(text: &mut String, memory: &Memory) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// The single values of a header, without long texts: what a shelf of models shows.
+pub(crate) fn scalars_json(metadata: &Metadata) -> Map<String, serde_json::Value> {
+    let is_short = |value: &Value| match value {
+        Value::Array(_) => false,
+        Value::String(text) => text.len() <= MAX_TEXT,
+        _ => true,
+    };
+    let scalars = metadata.iter().filter(|(_, value)| is_short(value));
+    scalars
+        .map(|(key, value)| (key.to_owned(), value_json(value, true)))
+        .collect()
 }
 
 fn value_json(value: &Value, full: bool) -> serde_json::Value {

@@ -1,8 +1,8 @@
 //! Sixteen f32 in four vectors of 128 bits.
 
+use super::arch::*;
 use crate::cpu::vector::F32x16;
 use half::{bf16, f16};
-use super::arch::*;
 
 /// Lanes 0..4, 4..8, 8..12 and 12..16.
 ///

@@ -37,11 +37,11 @@ use super::{
 use crate::quant::{
     BlockQ4_0, BlockQ4_1, BlockQ4K, BlockQ5_0, BlockQ5_1, BlockQ5K, BlockQ6K, BlockQ8_0, DType,
 };
+use arch::*;
 use fledgling_pool::Columns;
 use half::{bf16, f16};
 use lanes::Lanes;
 use products::matmul_blocks;
-use arch::*;
 use std::ops::Range;
 
 #[cfg(target_arch = "aarch64")]

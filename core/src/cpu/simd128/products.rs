@@ -11,6 +11,7 @@
     reason = "one index for sums, scales and activations alike"
 )]
 
+use super::arch::*;
 use super::weights::{Integers, Parts, Weight, split};
 use crate::{
     cpu::{
@@ -20,7 +21,6 @@ use crate::{
     quant::blocks,
 };
 use fledgling_pool::Columns;
-use super::arch::*;
 use std::ops::Range;
 
 /// Rows of weights whose chains run in one vector.

@@ -1,5 +1,6 @@
 //! Blocks of weights: their integers as i16, the scales and minima of four parts in the lanes of a vector.
 
+use super::arch::*;
 use super::lanes::widen_f16;
 use crate::{
     cpu::kernels::BLOCK,
@@ -8,7 +9,6 @@ use crate::{
         scale_and_min,
     },
 };
-use super::arch::*;
 use std::mem::offset_of;
 
 /// Four parts of 32 elements, each by its block and its number there: of one row, or of four.
