@@ -13,9 +13,9 @@ import { cpus } from "node:os";
 import { basename, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
-import { gzipSync } from "node:zlib";
 import { launchServer } from "./browser.mjs";
 import { serve } from "./serve.mjs";
+import { bundle, gzipBytes } from "./size.mjs";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const wllama = "/node_modules/@wllama/wllama/esm";
@@ -56,13 +56,26 @@ async function ours({ prompt, tokens }) {
   };
 }
 
+/**
+ * What is used of the peer, whose package is not among ours.
+ *
+ * @typedef {{ prompt_n: number, prompt_per_second: number, predicted_per_second: number }} PeerTimings
+ * @typedef {{ choices?: { text?: string }[], timings?: PeerTimings }} PeerChunk
+ * @typedef {{
+ *   setCompat?: (compat: null) => void,
+ *   loadModel: (blobs: Blob[], options: object) => Promise<void>,
+ *   createCompletion: (options: object) => Promise<AsyncIterable<PeerChunk>>,
+ * }} Peer
+ * @typedef {{ Wllama: new (paths: object, options: object) => Peer }} PeerModule
+ */
+
 /** Runs inside the page. @param {Asked} asked @returns {Promise<Measured>} */
 async function theirs({ prompt, tokens }) {
   const address = "/node_modules/@wllama/wllama/esm/index.min.js";
   const wasm = "/node_modules/@wllama/wllama/esm/wasm/wllama.wasm";
-  // The peer's package is not among ours, and neither are its types.
-  /** @type {any} */
-  const { Wllama } = await import(address);
+  /** @type {unknown} */
+  const module = await import(address);
+  const { Wllama } = /** @type {PeerModule} */ (module);
   const blob = await (await fetch("/model.gguf")).blob();
   const silent = () => undefined;
   const logger = { debug: silent, log: silent, warn: silent, error: silent };
@@ -73,7 +86,7 @@ async function theirs({ prompt, tokens }) {
   const loadMs = performance.now() - startedAt;
   const write = async (/** @type {string} */ text, /** @type {number} */ n) => {
     let written = "";
-    /** @type {any} */
+    /** @type {PeerTimings | undefined} */
     let timings;
     const stream = await model.createCompletion({
       prompt: text,
@@ -88,6 +101,7 @@ async function theirs({ prompt, tokens }) {
       written += chunk.choices?.[0]?.text ?? "";
       timings = chunk.timings ?? timings;
     }
+    if (!timings) throw new Error("wllama told no timings");
     return { timings, written };
   };
   await write("Hello there, my friend", 4);
@@ -101,14 +115,6 @@ async function theirs({ prompt, tokens }) {
   };
 }
 
-/** Bytes of files as a server would send them. @param {string} folder @param {string[]} files */
-async function gzipBytes(folder, files) {
-  const sizes = await Promise.all(
-    files.map(async (file) => gzipSync(await readFile(`${folder}/${file}`), { level: 9 }).length),
-  );
-  return sizes.reduce((sum, size) => sum + size, 0);
-}
-
 /** The most memory that a renderer of this browser has had, in bytes. @param {number} browserPid */
 async function rendererPeakBytes(browserPid) {
   const pids = (await readdir("/proc")).filter((name) => /^\d+$/.test(name)).map(Number);
@@ -117,7 +123,8 @@ async function rendererPeakBytes(browserPid) {
   for (const pid of pids) {
     const status = await readFile(`/proc/${pid}/status`, "utf8").catch(() => "");
     const command = await readFile(`/proc/${pid}/cmdline`, "utf8").catch(() => "");
-    const field = (/** @type {string} */ name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(status)?.[1] ?? 0);
+    const field = (/** @type {string} */ name) =>
+      Number(new RegExp(`^${name}:\\s+(\\d+)`, "m").exec(status)?.[1] ?? 0);
     const peak = command.includes("--type=renderer") ? 1024 * field("VmHWM") : 0;
     processes.set(pid, { parent: field("PPid"), peak });
   }
@@ -132,7 +139,9 @@ async function rendererPeakBytes(browserPid) {
 async function run(program, model, asked) {
   const served = await serve(program.folder, {
     files: { "/model.gguf": model },
-    routes: { "/": (_, response) => void response.writeHead(200, { "content-type": "text/html" }).end(blank) },
+    routes: {
+      "/": (_, response) => void response.writeHead(200, { "content-type": "text/html" }).end(blank),
+    },
   });
   const { browser, pid, close } = await launchServer();
   try {
@@ -166,7 +175,7 @@ async function main() {
     {
       name: "Fledgling",
       folder: root,
-      bundle: ["wasm/fledgling_wasm.js", "wasm/fledgling_wasm_bg.wasm"],
+      bundle,
       measure: ours,
     },
     {
@@ -176,8 +185,12 @@ async function main() {
       measure: theirs,
     },
   ];
-  console.log(`${cpus()[0]?.model ?? "unknown CPU"}, ${cpus().length} cores; one thread; medians of ${values.rounds} rounds`);
-  console.log("| file | program | load ms | prefill tokens/s | decode tokens/s | renderer MB | js + wasm, gzip kB |");
+  console.log(
+    `${cpus()[0]?.model ?? "unknown CPU"}, ${cpus().length} cores; one thread; medians of ${values.rounds} rounds`,
+  );
+  console.log(
+    "| file | program | load ms | prefill tokens/s | decode tokens/s | renderer MB | js + wasm, gzip kB |",
+  );
   console.log("|---|---|--:|--:|--:|--:|--:|");
   for (const model of positionals.map((path) => resolve(path))) {
     /** @type {Awaited<ReturnType<typeof run>>[][]} */
@@ -193,12 +206,16 @@ async function main() {
       const kb = (await gzipBytes(program.folder, program.bundle)) / 1000;
       const cells = [of("loadMs"), of("prefill"), of("decode"), of("peakBytes") / 1e6, kb];
       const name = basename(model);
-      console.log(`| ${name} | ${program.name} | ${cells.map((cell) => cell.toFixed(cell < 100 ? 1 : 0)).join(" | ")} |`);
+      console.log(
+        `| ${name} | ${program.name} | ${cells.map((cell) => cell.toFixed(cell < 100 ? 1 : 0)).join(" | ")} |`,
+      );
     }
     const [one, other] = rounds[0] ?? [];
     if (one && other) {
-      const n = [...one.text].findIndex((c, at) => c !== [...other.text][at]);
-      console.log(`prompt of ${one.promptTokens} and ${other.promptTokens} tokens; texts ${n < 0 ? "are the same" : `part after ${n} characters`}`);
+      let same = 0;
+      while (same < one.text.length && one.text[same] === other.text[same]) same += 1;
+      const verdict = one.text === other.text ? "are the same" : `part after ${same} characters`;
+      console.log(`prompt of ${one.promptTokens} and ${other.promptTokens} tokens; texts ${verdict}`);
     }
   }
 }

@@ -16,6 +16,9 @@ pub(crate) fn web(sh: &Shell) -> Result<()> {
     )
     .run()
     .context("the browser engine did not build")?;
+    cmd!(sh, "node web/e2e/size.mjs")
+        .run()
+        .context("the browser engine is larger than its budget")?;
     println!("web: building the page");
     let _web = sh.push_dir("web");
     cmd!(sh, "npm run --silent build")

@@ -11,8 +11,10 @@
     reason = "an intrinsic is inlined only where its instruction set is enabled: all between it and the table's entry must be inlined"
 )]
 
+#[cfg(target_arch = "x86_64")]
+use super::kernels::KvRows;
 use super::{
-    kernels::{Activations, KvRows},
+    kernels::Activations,
     math::{EXP_MAX, EXP_MIN, EXP_POLY, GELU_CUBIC, GELU_SCALE, LANES, LN2_HI, LN2_LO, fold_lanes},
     scalar,
     weights::Matrix,

@@ -6,11 +6,6 @@
 //!
 //! Prefill unpacks eight rows to i16 once, in an order in which a lane is a row, for all tokens.
 
-#![allow(
-    clippy::needless_range_loop,
-    reason = "one index for sums, scales and activations alike"
-)]
-
 use super::arch::*;
 use super::weights::{Integers, Parts, Weight, split};
 use crate::{
@@ -27,7 +22,7 @@ use std::ops::Range;
 const ROWS: usize = 4;
 /// Vectors of rows that one step of prefill takes.
 const GROUPS: usize = 2;
-/// Tokens that one step of prefill takes; fewer are done one by one.
+/// Tokens that one step of prefill takes ([`dot_four`]); fewer are done one by one.
 const TOKENS: usize = 4;
 /// Bytes that come out of memory together.
 const LINE_BYTES: usize = 64;
@@ -64,11 +59,11 @@ pub(super) fn matmul_blocks<W: Weight>(
         let mut out = out.narrow(r - rows.start..r - rows.start + n);
         let mut t = 0;
         while t + TOKENS <= x.n_rows {
-            dot_tile::<W, TOKENS>(scratch, t, x.n_cols / BLOCK, &mut out);
+            dot_four::<W>(scratch, t, x.n_cols / BLOCK, &mut out);
             t += TOKENS;
         }
         while t < x.n_rows {
-            dot_tile::<W, 1>(scratch, t, x.n_cols / BLOCK, &mut out);
+            dot_one::<W>(scratch, t, x.n_cols / BLOCK, &mut out);
             t += 1;
         }
     }
@@ -346,64 +341,84 @@ unsafe fn store_pairs<W: Weight>(to: *mut v128, pairs: (v128, v128, v128, v128))
     }
 }
 
-/// W (8, K) as unpacked @ x (T, K) of `T` tokens from `first`
-#[inline(always)]
-fn dot_tile<W: Weight, const T: usize>(
-    scratch: &Scratch,
-    first: usize,
-    n_parts: usize,
-    out: &mut Columns<'_>,
-) {
-    let (x, n_scales) = (&scratch.ordered, n_parts * GROUPS * ROWS);
-    assert!(
-        scratch.tile.len() == n_scales * BLOCK
-            && scratch.scales.len() == n_scales
-            && scratch.mins.len() == n_scales
-            && n_parts <= x.n_parts
-            && x.q.len() >= (first + T) * x.n_parts * BLOCK
-            && x.scales.len() >= (first + T) * x.n_parts
-            && x.sums.len() >= (first + T) * x.n_parts,
-        "unpacked"
-    );
-    let mut acc = [[f32x4_splat(0.0); T]; GROUPS];
-    for part in 0..n_parts {
-        let mut isum = [[i32x4_splat(0); T]; GROUPS];
-        // SAFETY: indices stay below the lengths checked.
-        unsafe {
-            let tile = scratch.tile.as_ptr().cast::<v128>();
-            let tile = tile.add(part * GROUPS * BLOCK / 2);
-            let at = |t: usize| (first + t) * x.n_parts + part;
-            for pair in 0..BLOCK / 2 {
-                let w0 = v128_load(tile.add(pair * GROUPS));
-                let w1 = v128_load(tile.add(pair * GROUPS + 1));
-                for t in 0..T {
-                    let q = x.q.as_ptr().add(at(t) * BLOCK + 2 * pair);
-                    let q = v128_load32_splat(q.cast());
-                    isum[0][t] = i32x4_add(isum[0][t], i32x4_dot_i16x8(w0, q));
-                    isum[1][t] = i32x4_add(isum[1][t], i32x4_dot_i16x8(w1, q));
-                }
-            }
-            for g in 0..GROUPS {
-                let scales = (part * GROUPS + g) * ROWS;
-                let d = v128_load(scratch.scales.as_ptr().add(scales).cast());
-                let m = v128_load(scratch.mins.as_ptr().add(scales).cast());
-                for t in 0..T {
-                    let x_scale = *x.scales.as_ptr().add(at(t));
-                    let scale = f32x4_mul(d, f32x4_splat(x_scale));
-                    let y = f32x4_mul(f32x4_convert_i32x4(isum[g][t]), scale);
-                    acc[g][t] = f32x4_add(acc[g][t], y);
-                    if W::HAS_MIN {
-                        let sum = x_scale * *x.sums.as_ptr().add(at(t)) as f32;
-                        acc[g][t] = f32x4_add(acc[g][t], f32x4_mul(m, f32x4_splat(sum)));
+/// Defines a tile for some tokens, each by its number and names for its activations, its two sums and its two chains. Written
+/// out, because a loop over them keeps its registers only where the compiler may unroll, and the page's wasm is made small.
+macro_rules! dot_tile {
+    ($name:ident, $n:expr, $(($t:literal $q:ident $low:ident $high:ident $acc_low:ident $acc_high:ident))+) => {
+        /// W (8, K) as unpacked @ x (T, K) of tokens from `first` on
+        #[inline(always)]
+        fn $name<W: Weight>(scratch: &Scratch, first: usize, n_parts: usize, out: &mut Columns<'_>) {
+            let (x, n_scales) = (&scratch.ordered, n_parts * GROUPS * ROWS);
+            let n_x = (first + $n) * x.n_parts;
+            assert!(
+                scratch.tile.len() == n_scales * BLOCK
+                    && scratch.scales.len() == n_scales
+                    && scratch.mins.len() == n_scales
+                    && n_parts <= x.n_parts
+                    && x.q.len() >= n_x * BLOCK
+                    && x.scales.len() >= n_x
+                    && x.sums.len() >= n_x,
+                "unpacked"
+            );
+            $(let (mut $acc_low, mut $acc_high) = (f32x4_splat(0.0), f32x4_splat(0.0));)+
+            for part in 0..n_parts {
+                // SAFETY: indices stay below the lengths checked.
+                unsafe {
+                    let at = |t: usize| (first + t) * x.n_parts + part;
+                    $(
+                        let $q = x.q.as_ptr().add(at($t) * BLOCK);
+                        let (mut $low, mut $high) = (i32x4_splat(0), i32x4_splat(0));
+                    )+
+                    let tile = scratch.tile.as_ptr().cast::<v128>().add(part * GROUPS * BLOCK / 2);
+                    for pair in 0..BLOCK / 2 {
+                        let low = v128_load(tile.add(pair * GROUPS));
+                        let high = v128_load(tile.add(pair * GROUPS + 1));
+                        $(
+                            let q = v128_load32_splat($q.add(2 * pair).cast());
+                            $low = i32x4_add($low, i32x4_dot_i16x8(low, q));
+                            $high = i32x4_add($high, i32x4_dot_i16x8(high, q));
+                        )+
                     }
+                    let scales = |of: &[f32], g: usize| {
+                        v128_load(of.as_ptr().add((part * GROUPS + g) * ROWS).cast())
+                    };
+                    let (d_low, d_high) = (scales(&scratch.scales, 0), scales(&scratch.scales, 1));
+                    let (m_low, m_high) = (scales(&scratch.mins, 0), scales(&scratch.mins, 1));
+                    $(
+                        let scale = *x.scales.as_ptr().add(at($t));
+                        let sum = scale * *x.sums.as_ptr().add(at($t)) as f32;
+                        $acc_low = accumulate::<W>($acc_low, $low, d_low, m_low, scale, sum);
+                        $acc_high = accumulate::<W>($acc_high, $high, d_high, m_high, scale, sum);
+                    )+
                 }
             }
+            $(
+                let row = out.row_mut(first + $t);
+                let (low, high) = row.split_at_mut(ROWS.min(row.len()));
+                store($acc_low, low);
+                store($acc_high, high);
+            )+
         }
-    }
-    for t in 0..T {
-        let out = out.row_mut(first + t);
-        for (g, out) in out.chunks_mut(ROWS).enumerate() {
-            store(acc[g][t], out);
-        }
+    };
+}
+
+dot_tile!(dot_one, 1, (0 q low_sum high_sum acc_low acc_high));
+dot_tile!(
+    dot_four, 4,
+    (0 q0 low0 high0 acc_low0 acc_high0)
+    (1 q1 low1 high1 acc_low1 acc_high1)
+    (2 q2 low2 high2 acc_low2 acc_high2)
+    (3 q3 low3 high3 acc_low3 acc_high3)
+);
+
+/// `acc + isum * (d * x.d)`, and `+ m * (x.d * sum)` where there are minima (rule 3).
+#[inline(always)]
+fn accumulate<W: Weight>(acc: v128, isum: v128, d: v128, m: v128, scale: f32, sum: f32) -> v128 {
+    let scale = f32x4_mul(d, f32x4_splat(scale));
+    let acc = f32x4_add(acc, f32x4_mul(f32x4_convert_i32x4(isum), scale));
+    if W::HAS_MIN {
+        f32x4_add(acc, f32x4_mul(m, f32x4_splat(sum)))
+    } else {
+        acc
     }
 }
