@@ -13,7 +13,7 @@ const root = fileURLToPath(new URL("..", import.meta.url));
 export const bundle = ["wasm/fledgling_wasm.js", "wasm/fledgling_wasm_bg.wasm"];
 
 /** In kB. The aim is 300; LOG.md tells what is in the way. */
-const budgetKb = 570;
+const budgetKb = 545;
 
 /** Bytes of files of a folder as a server would send them. @param {string} folder @param {string[]} files */
 export async function gzipBytes(folder, files) {

@@ -12,6 +12,7 @@ mod byte_level;
 mod ggml;
 mod hf;
 mod hf_write;
+mod normal_forms;
 mod normalize;
 mod pretokenize;
 mod stream;

@@ -1,9 +1,10 @@
 //! Rewriting the text before it is cut: the normalizers that today's model families use.
 
-use super::SPACE_MARK;
+use super::{
+    SPACE_MARK,
+    normal_forms::{Decomposition, compose, decompose},
+};
 use std::borrow::Cow;
-// The fork that the Hugging Face library uses, so that both know the same version of Unicode.
-use unicode_normalization_alignments::UnicodeNormalization;
 
 /// One rewriting step, in `tokenizer.json`'s words.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,10 +42,10 @@ impl Normalize {
                 .then(|| text.replace(from.as_str(), to)),
             Self::Lowercase => Some(text.chars().flat_map(char::to_lowercase).collect()),
             _ if text.is_ascii() => None,
-            Self::Nfc => Some(text.nfc().map(|(c, _)| c).collect()),
-            Self::Nfd => Some(text.nfd().map(|(c, _)| c).collect()),
-            Self::Nfkc => Some(text.nfkc().map(|(c, _)| c).collect()),
-            Self::Nfkd => Some(text.nfkd().map(|(c, _)| c).collect()),
+            Self::Nfc => Some(compose(text, Decomposition::Canonical)),
+            Self::Nfd => Some(decompose(text, Decomposition::Canonical)),
+            Self::Nfkc => Some(compose(text, Decomposition::Compatible)),
+            Self::Nfkd => Some(decompose(text, Decomposition::Compatible)),
         }
     }
 }
