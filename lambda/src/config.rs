@@ -3,10 +3,15 @@
 use anyhow::{Context, Result, anyhow, bail};
 use fledgling_core::cpu::Isa;
 use fledgling_lambda::{ApiOptions, Records};
-use std::{num::NonZeroUsize, path::PathBuf, str::FromStr, thread::available_parallelism};
+use std::{
+    num::NonZeroUsize, path::PathBuf, str::FromStr, thread::available_parallelism, time::Duration,
+};
 
 /// Memory in MB that brings one virtual CPU (AWS, "Configure Lambda function memory").
 const MB_A_CPU: f64 = 1769.0;
+
+/// Share of the memory for keys and values, of what runs and what is kept: the model and the rest need theirs.
+const KV_SHARE: f64 = 0.25;
 
 /// How the function's answers travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,11 +46,18 @@ impl Config {
             })?;
         }
         let default = ApiOptions::default();
+        let memory_mb: Option<f64> =
+            var("AWS_LAMBDA_FUNCTION_MEMORY_SIZE").and_then(|mb| mb.parse().ok());
+        let kv_mb =
+            count(&var, "FLEDGLING_KV_MEMORY_MB")?.or(memory_mb.map(|mb| (mb * KV_SHARE) as usize));
+        let timeout_s = count(&var, "FLEDGLING_TIMEOUT_S")?;
         let api = ApiOptions {
             model_id: var("FLEDGLING_MODEL_ID"),
             aliases: list(var("FLEDGLING_MODEL_ALIASES")),
             n_ctx: count(&var, "FLEDGLING_N_CTX")?,
             max_tokens: count(&var, "FLEDGLING_MAX_TOKENS")?,
+            kv_bytes: kv_mb.map_or(default.kv_bytes, |mb| mb.saturating_mul(1 << 20)),
+            timeout: timeout_s.map(|s| Duration::from_secs(s as u64)),
             api_keys: list(var("FLEDGLING_API_KEYS")),
             allow_origins: list(var("FLEDGLING_ALLOW_ORIGINS")),
             records: if writes_records(var("FLEDGLING_LOG").as_deref()) {
@@ -58,8 +70,6 @@ impl Config {
         Ok(Self {
             model: model_path(&var),
             n_threads: count(&var, "FLEDGLING_THREADS")?.unwrap_or_else(|| {
-                let memory_mb =
-                    var("AWS_LAMBDA_FUNCTION_MEMORY_SIZE").and_then(|mb| mb.parse().ok());
                 threads(
                     memory_mb,
                     available_parallelism().map_or(1, NonZeroUsize::get),
@@ -200,6 +210,23 @@ mod tests {
     }
 
     #[test]
+    fn keys_and_values_take_a_share_of_the_memory() {
+        let kv_bytes = |vars: &[(&str, &str)]| config(vars).unwrap().api.kv_bytes;
+        let memory = ("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "512");
+        assert_eq!(kv_bytes(&[memory]), 128 << 20);
+        assert_eq!(
+            kv_bytes(&[memory, ("FLEDGLING_KV_MEMORY_MB", "64")]),
+            64 << 20
+        );
+        assert_eq!(kv_bytes(&[]), ApiOptions::default().kv_bytes);
+        let timeout = config(&[("FLEDGLING_TIMEOUT_S", "25")])
+            .unwrap()
+            .api
+            .timeout;
+        assert_eq!(timeout, Some(Duration::from_secs(25)));
+    }
+
+    #[test]
     fn lists_are_separated_by_commas() {
         let config = config(&[("FLEDGLING_API_KEYS", "a, b,,")]).unwrap();
         assert_eq!(config.api.api_keys, ["a", "b"]);
@@ -211,6 +238,8 @@ mod tests {
             ("FLEDGLING_THREADS", "0"),
             ("FLEDGLING_THREADS", "two"),
             ("FLEDGLING_N_CTX", "-1"),
+            ("FLEDGLING_KV_MEMORY_MB", "0"),
+            ("FLEDGLING_TIMEOUT_S", "1.5"),
             ("FLEDGLING_INVOKE_MODE", "stream"),
             ("FLEDGLING_CPU", "sse9"),
         ] {
