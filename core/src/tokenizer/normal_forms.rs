@@ -247,7 +247,9 @@ mod tests {
             put(out, *c as u32 - code);
             code = *c as u32;
             put(out, 2 * chars.len() as u32 + u32::from(*composes));
-            chars.iter().for_each(|&c| put(out, c as u32));
+            for &c in chars {
+                put(out, c as u32);
+            }
         }
     }
 
@@ -276,8 +278,8 @@ mod tests {
             let (mut full, mut further) = (Vec::new(), Vec::new());
             decompose_canonical(c, |d| full.push(d));
             decompose_compatible(c, |d| further.push(d));
-            let before = full[..full.len() - 1].iter().skip(1);
-            let first = before.fold(Some(full[0]), |a, &b| compose_pair(a?, b));
+            let mut before = full[..full.len() - 1].iter().skip(1);
+            let first = before.try_fold(full[0], |a, &b| compose_pair(a, b));
             let composes = full.len() > 1
                 && first.and_then(|a| compose_pair(a, full[full.len() - 1])) == Some(c);
             if further != full {
