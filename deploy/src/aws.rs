@@ -189,7 +189,7 @@ pub fn deploy(options: &Options) -> Result<Deployment> {
     })
 }
 
-/// Days that CloudWatch knows (AWS, `PutRetentionPolicy`).
+/// Days that `CloudWatch` knows (AWS, `PutRetentionPolicy`).
 const RETENTIONS: [u64; 22] = [
     1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731, 1096, 1827, 2192, 2557, 2922,
     3288, 3653,

@@ -1,4 +1,4 @@
-//! The page with its model as plain files, for a host without a program of its own: S3 behind CloudFront, Cloudflare Pages, Netlify.
+//! The page with its model as plain files, for a host without a program of its own: S3 behind `CloudFront`, Cloudflare Pages, Netlify.
 
 use crate::bundle::{Bundle, resource_name};
 use anyhow::{Context, Result, bail};
@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 use std::{
+    fmt::Write,
     fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -185,11 +186,10 @@ fn hash(path: &Path) -> Result<(String, u64)> {
     loop {
         let n = file.read(&mut buffer).with_context(place)?;
         if n == 0 {
-            let hex = sum
-                .finalize()
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
+            let hex = sum.finalize().iter().fold(String::new(), |mut hex, byte| {
+                let _ = write!(hex, "{byte:02x}");
+                hex
+            });
             return Ok((hex, len_bytes));
         }
         sum.update(&buffer[..n]);

@@ -1,4 +1,4 @@
-//! Logs: what a server printed, however it was kept. A line may be the record, the record behind a time stamp (an export of CloudWatch
+//! Logs: what a server printed, however it was kept. A line may be the record, the record behind a time stamp (an export of `CloudWatch`
 //! Logs to S3, `aws logs tail`), or the record in an envelope: Lambda's JSON format, a subscription's or Firehose's `logEvents`,
 //! `filter-log-events` and Insights as the AWS command line prints them, Docker's `log`.
 //!
@@ -48,7 +48,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    fn broken(&mut self, place: &str, what: String) {
+    fn broken(&mut self, place: &str, what: &str) {
         // Reasons of JSON name a column, so that each would be one of its own.
         let kind = what
             .split(" at line ")
@@ -123,7 +123,7 @@ impl Reader {
         };
         if let Err(error) = read {
             self.tally
-                .broken(name, format!("the file breaks off: {error}"));
+                .broken(name, &format!("the file breaks off: {error}"));
         }
     }
 
@@ -137,7 +137,8 @@ impl Reader {
             }
             let place = format!("{name}:{no}");
             if no == 1 && begins_a_document(&line) {
-                return self.document(name, line, stream);
+                self.document(name, line, stream);
+                return Ok(());
             }
             if is_whole {
                 self.line(&place, &line);
@@ -145,7 +146,7 @@ impl Reader {
                 self.tally.lines += 1;
                 self.tally.broken(
                     &place,
-                    format!("a line of more than {MAX_LINE_BYTES} bytes"),
+                    &format!("a line of more than {MAX_LINE_BYTES} bytes"),
                 );
             }
         }
@@ -153,19 +154,18 @@ impl Reader {
     }
 
     /// JSON that goes over several lines.
-    fn document(&mut self, name: &str, start: Vec<u8>, stream: impl Read) -> io::Result<()> {
+    fn document(&mut self, name: &str, start: Vec<u8>, stream: impl Read) {
         let all = io::Cursor::new(start).chain(stream.take(MAX_DOCUMENT_BYTES));
         for value in Deserializer::from_reader(BufReader::new(all)).into_iter::<Value>() {
             match value {
                 Ok(value) => self.value(name, value, 0),
                 Err(error) => {
                     self.tally
-                        .broken(name, format!("the JSON is broken: {error}"));
+                        .broken(name, &format!("the JSON is broken: {error}"));
                     break;
                 }
             }
         }
-        Ok(())
     }
 
     fn line(&mut self, place: &str, line: &[u8]) {
@@ -198,7 +198,7 @@ impl Reader {
                 // Only what meant to be a record is missed.
                 Err(error) if text.contains("fledgling_record") => {
                     self.tally
-                        .broken(place, format!("the JSON is broken: {error}"));
+                        .broken(place, &format!("the JSON is broken: {error}"));
                     return;
                 }
                 Err(_) => {
@@ -212,15 +212,15 @@ impl Reader {
     fn value(&mut self, place: &str, value: Value, depth: usize) {
         if depth > MAX_DEPTH {
             self.tally
-                .broken(place, "too many envelopes within each other".to_owned());
+                .broken(place, "too many envelopes within each other");
             return;
         }
         let mut fields = match value {
             Value::Object(fields) => fields,
             Value::Array(items) => {
-                items
-                    .into_iter()
-                    .for_each(|item| self.value(place, item, depth + 1));
+                for item in items {
+                    self.value(place, item, depth + 1);
+                }
                 return;
             }
             Value::String(text) => return self.message(place, &text, depth),
@@ -257,7 +257,7 @@ impl Reader {
     fn record(&mut self, place: &str, value: Value) {
         let record = match Record::from_value(value) {
             Ok(record) => record,
-            Err(error) => return self.tally.broken(place, error.to_string()),
+            Err(error) => return self.tally.broken(place, &error.to_string()),
         };
         if self
             .model
@@ -276,7 +276,7 @@ impl Reader {
         }
         match self.traffic.add(&record) {
             Ok(()) => self.tally.records += 1,
-            Err(error) => self.tally.broken(place, error.to_string()),
+            Err(error) => self.tally.broken(place, &error.to_string()),
         }
     }
 }

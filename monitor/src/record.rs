@@ -1,7 +1,7 @@
 //! What a server says of a request: one line of JSON, and no text.
 //!
-//! The line is also an event of CloudWatch's embedded metric format (AWS, "Specification: Embedded metric format"): its member `_aws` names
-//! those figures that CloudWatch makes metrics of when the line is printed within Lambda. Elsewhere it is one more member.
+//! The line is also an event of `CloudWatch`'s embedded metric format (AWS, "Specification: Embedded metric format"): its member `_aws` names
+//! those figures that `CloudWatch` makes metrics of when the line is printed within Lambda. Elsewhere it is one more member.
 
 use crate::sketch::Sketch;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use std::collections::HashSet;
 
 /// Version of the record's form, in its member `fledgling_record`.
 pub const VERSION: u32 = 1;
-/// Where CloudWatch files the metrics.
+/// Where `CloudWatch` files the metrics.
 pub const NAMESPACE: &str = "Fledgling";
 /// An answer is repetitive when more of its 4-grams than this stood in it before.
 pub const REPETITIVE: f64 = 0.5;

@@ -175,6 +175,7 @@ impl Findings {
         ]
     }
 
+    #[expect(clippy::too_many_lines, reason = "a list of plots")]
     fn plots(&self, thresholds: &Thresholds) -> Vec<Plot> {
         let at = |day: &Day| day.start_ms as f64 / crate::traffic::DAY_MS as f64;
         let series = |name: &str, colour: usize, value: &dyn Fn(&Day) -> Option<f64>| Series {

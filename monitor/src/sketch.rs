@@ -56,7 +56,10 @@ impl Sketch {
 
     /// Whether a foreign sketch is one: rows and cells that there are, each cell once and with a count.
     pub fn is_sound(&self) -> bool {
-        usize::from(self.row) < N_ROWS && [&self.prompt, &self.answer].into_iter().all(is_sound)
+        usize::from(self.row) < N_ROWS
+            && [&self.prompt, &self.answer]
+                .into_iter()
+                .all(|flat| is_sound(flat))
     }
 }
 
@@ -74,7 +77,7 @@ fn pairs(flat: &[u32]) -> impl Iterator<Item = (usize, u32)> + Clone + '_ {
         .map(|&[cell, count]| (cell as usize, count))
 }
 
-fn is_sound(flat: &Vec<u32>) -> bool {
+fn is_sound(flat: &[u32]) -> bool {
     let (cells, rest) = flat.as_chunks::<2>();
     rest.is_empty()
         && cells

@@ -307,7 +307,9 @@ fn n_days(start_ms: u64, window: &Window) -> u64 {
 fn learn(traffic: &Traffic, windows: &[(u64, Window)]) -> Option<Calibration> {
     let (_, last) = windows.last()?;
     let mut all = Window::default();
-    windows.iter().for_each(|(_, window)| all.merge(window));
+    for (_, window) in windows {
+        all.merge(window);
+    }
     let until = |values: &[(u64, f64)]| -> Vec<f64> {
         let early = values
             .iter()

@@ -2,6 +2,7 @@
 //! questions about banking raise one within a day's traffic. The texts are ours; a unigram model stands in for the network, words for
 //! tokens, and a few words in a hundred are noise, so that there is a tail. `tests/peers/drift_month.py` does the same with a real model.
 #![cfg(feature = "watch")]
+#![allow(clippy::unwrap_used, reason = "a test")]
 
 use fledgling_core::gguf::Metadata;
 use fledgling_monitor::{
