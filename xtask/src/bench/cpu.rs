@@ -132,7 +132,12 @@ pub(crate) fn run(sh: &Shell, args: &Args) -> Result<()> {
     if let Some(name) = &args.record {
         let folder = paths::workspace().join("benches/record");
         sh.create_dir(&folder)?;
-        let command = std::env::args().skip(1).collect::<Vec<_>>().join(" ");
+        // Where the files lie is nobody else's matter.
+        let words = std::env::args().skip(1).map(|word| {
+            let name = Path::new(&word).file_name();
+            name.map_or_else(String::new, |name| name.to_string_lossy().into_owned())
+        });
+        let command = words.collect::<Vec<_>>().join(" ");
         let text =
             format!("# The CPU engine beside llama.cpp\n\n`cargo xtask {command}`\n\n{table}");
         sh.write_file(folder.join(format!("{name}.md")), text)?;
