@@ -26,12 +26,11 @@ use std::{
 const STEPS: u64 = 20;
 
 fn rows() -> String {
-    (0..40)
-        .map(|i| {
-            let answer = i % 7;
-            format!("{{\"prompt\":\"number {i}\",\"completion\":\"the hat {answer}\"}}\n")
-        })
-        .collect()
+    let row = |i: u32| {
+        let answer = i % 7;
+        format!("{{\"prompt\":\"number {i}\",\"completion\":\"the hat {answer}\"}}\n")
+    };
+    (0..40).map(row).collect::<Vec<_>>().concat()
 }
 
 /// A run of a tiny model that writes a checkpoint after each step.

@@ -86,8 +86,8 @@ mod tests {
             let entries = start::lora_entries(&spec, &LoraConfig::default()).unwrap();
             let mut additions = start::lora_parameters(&entries, 2, 5);
             // B starts at 0, where A has no gradient.
-            for values in additions.values_mut() {
-                values.iter_mut().for_each(|value| *value += 0.01);
+            for value in additions.values_mut().flatten() {
+                *value += 0.01;
             }
             values.extend(additions);
         }

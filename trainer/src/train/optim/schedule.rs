@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn a_share_of_warm_up_grows_with_the_run() {
         let rates = rates(Schedule::Constant, |train| {
-            train.warmup = Warmup::Share(0.25)
+            train.warmup = Warmup::Share(0.25);
         });
         assert_close(&rates[..4], &[1.0 / 3.0, 2.0 / 3.0, 1.0, 1.0]);
     }
